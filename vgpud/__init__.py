@@ -1,0 +1,3 @@
+"""A vhost-user-gpu back-end daemon for QEMU."""
+
+__version__ = "0.1.0"

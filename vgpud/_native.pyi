@@ -1,0 +1,174 @@
+"""The C extension: guest memory, split virtqueues, pixels.
+
+Only `vgpud.host` imports it. This stub is its only documentation; a test compares the
+names of both. All addresses, sizes and offsets are in bytes, all integers of the wire
+are little-endian. Nothing here interprets a command.
+
+Memory of the guest may vanish under a copy (its file was truncated, a BAR was switched
+off). Every access goes through one guarded copy that turns the SIGBUS into `GuestFault`.
+"""
+
+from collections.abc import Sequence
+from typing import final
+
+from typing_extensions import Buffer
+
+class RingError(Exception):
+    """The driver broke its virtqueue (virtio 1.3, 2.7); the ring must not be used again.
+
+    The message names what is wrong: index, address or flag, as a number.
+    """
+
+class GuestFault(Exception):
+    """Guest memory that was mapped could not be read or written: it has gone away."""
+
+@final
+class Region:
+    """One region of the memory table, mapped shared.
+
+    Mapped read-write; read-only where `fd` allows no more; not at all where it cannot be
+    mapped (a dma-buf of device memory), in which case `access` is "none" and every access
+    fails while the region still exists. `fd` is borrowed for the call only. The mapping
+    is released when the last user of the object is gone.
+
+    Raises ValueError for a size of 0 and for ranges that wrap around 2**64.
+    """
+
+    def __init__(
+        self, fd: int, guest_phys_addr: int, memory_size: int, userspace_addr: int, mmap_offset: int
+    ) -> None: ...
+    @property
+    def guest_phys_addr(self) -> int: ...
+    @property
+    def memory_size(self) -> int: ...
+    @property
+    def userspace_addr(self) -> int: ...
+    @property
+    def access(self) -> str:
+        """ "rw", "ro" or "none"."""
+
+@final
+class GuestMemory:
+    """An immutable snapshot of the memory table. It holds its regions.
+
+    Raises ValueError where two regions overlap in guest-physical addresses.
+    """
+
+    def __init__(self, regions: Sequence[Region]) -> None: ...
+    @property
+    def regions(self) -> tuple[Region, ...]: ...
+    def read(self, guest_phys_addr: int, length: int) -> bytes:
+        """Raises ValueError where the range is not all mapped, GuestFault if it vanished."""
+
+@final
+class Backing:
+    """Guest pages behind a resource: entries resolved and merged, with a running offset.
+
+    `entries` is an array of virtio_gpu_mem_entry as it came from the ring (16 bytes each:
+    le64 addr, le32 length, le32 padding, which is ignored). An entry may span regions.
+    Adjacent pieces are merged. It holds the memory it points into.
+
+    Raises ValueError where an entry is empty, wraps, or is not all in readable memory;
+    the message names the first such entry.
+    """
+
+    def __init__(self, memory: GuestMemory, entries: Buffer) -> None: ...
+    @property
+    def size(self) -> int:
+        """Sum of the entries' lengths."""
+    @property
+    def segments(self) -> int:
+        """Pieces left after merging, contiguous in this process."""
+    def rebind(self, memory: GuestMemory) -> Backing:
+        """The same guest-physical ranges in another memory table; raises as the constructor."""
+    def read(self, offset: int, length: int) -> bytes:
+        """At most `length` bytes from `offset`; fewer at the end of the backing."""
+
+@final
+class Element:
+    """One descriptor chain, popped: its readable part copied once, its writable part as
+    guest-physical ranges that are translated when the answer is pushed."""
+
+    @property
+    def head(self) -> int: ...
+    @property
+    def request(self) -> bytes:
+        """The readable part, cut at `MAX_REQUEST` bytes."""
+    @property
+    def writable(self) -> int:
+        """Bytes of the writable part."""
+
+MAX_REQUEST: int
+"""Bytes of a request that are copied: RESOURCE_CREATE_BLOB with QEMU's 16384 entries."""
+
+@final
+class Virtqueue:
+    """The device's side of a split virtqueue (virtio 1.3, 2.7).
+
+    `desc`, `avail`, `used` are in the address space of `userspace_addr`
+    (VHOST_USER_SET_VRING_ADDR); `base` is the next available index to serve. Indirect
+    tables are always understood; `event_idx` says whether VIRTIO_F_EVENT_IDX was acked.
+
+    Raises ValueError for a size that is 0, above 1024 or no power of two, and for areas that
+    are misaligned, not inside one writable region, or (base) no 16-bit number.
+    """
+
+    def __init__(
+        self,
+        memory: GuestMemory,
+        size: int,
+        desc: int,
+        avail: int,
+        used: int,
+        base: int,
+        event_idx: bool,
+    ) -> None: ...
+    @property
+    def next_avail(self) -> int:
+        """The next available index that pop() would take, 0..65535 (GET_VRING_BASE)."""
+    @property
+    def in_flight(self) -> int:
+        """Elements popped and not pushed."""
+    def pop(self) -> Element | None:
+        """The next chain, or None: then notifications are armed and the ring was looked at
+        once more after arming, so that no kick is lost.
+
+        Raises RingError (index jump, loop, address not in memory, empty descriptor, readable
+        after writable, bad indirect table) and GuestFault. After either the ring is broken
+        and every later call raises RingError.
+        """
+    def push(self, element: Element, response: Buffer) -> int:
+        """Put an element into the used ring with `response`, cut at the writable part.
+
+        Returns the bytes written, which is also the used length. An element is pushed once
+        (ValueError otherwise). Raises RingError where the writable part left the memory.
+        Not visible to the driver before publish().
+        """
+    def publish(self) -> bool:
+        """Make all pushed elements visible; True if the driver wants a notification."""
+    def rebind(self, memory: GuestMemory) -> None:
+        """Resolve the ring's addresses in another memory table; raises as the constructor.
+        On an error the ring is broken and holds no memory any more."""
+
+def transfer(
+    surface: Buffer,
+    stride: int,
+    x: int,
+    y: int,
+    width: int,
+    height: int,
+    swizzle: int,
+    backing: Backing,
+    offset: int,
+) -> int:
+    """Copy a rectangle from guest pages into a surface of B8G8R8A8 pixels (row-major).
+
+    Row r of the rectangle comes from backing offset `offset + r * stride` and goes to byte
+    `(y + r) * stride + 4 * x` of `surface`, as TRANSFER_TO_HOST_2D defines it (virtio 1.3,
+    5.7.6.8). `swizzle` is the number of the pixel order in the guest: 0 B8G8R8A8, 1 A8R8G8B8,
+    2 R8G8B8A8, 3 A8B8G8R8. Rows beyond the backing are left alone, a row is cut where it ends
+    (whole pixels). The GIL is released above 64 KiB.
+
+    Returns the bytes written. Raises ValueError where the rectangle is not inside the surface,
+    GuestFault where the guest's memory vanished half way.
+    """
