@@ -1,0 +1,7 @@
+"""python -m vgpud."""
+
+import sys
+
+from vgpud.cli import main
+
+sys.exit(main())

@@ -1,0 +1,117 @@
+"""The command line: QEMU's conventions for vhost-user programs (docs/interop/vhost-user.rst)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import stat
+import sys
+from collections.abc import Sequence
+from typing import Final, NoReturn
+
+from vgpud import __version__, log
+from vgpud.config import Config
+from vgpud.errors import HostError
+
+CAPABILITIES: Final = {"type": "gpu", "features": []}
+"""QEMU's schema knows "render-node" and "virgl": named when they work, since libvirt then relies
+on them."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"vgpud: {message}\nTry 'vgpud --help'.\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="vgpud", description="A vhost-user-gpu back-end for QEMU.")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--socket-path", metavar="PATH", help="listen for QEMU on this path")
+    where.add_argument("--fd", type=int, metavar="N", help="serve QEMU on this inherited socket")
+    parser.add_argument(
+        "--print-capabilities", action="store_true", help="print QEMU's JSON and exit"
+    )
+    parser.add_argument(
+        "--scanout",
+        choices=("auto", "shm", "dmabuf"),
+        default="auto",
+        help="how pictures reach QEMU: shm sends pixels; auto takes the best that works (shm)",
+    )
+    parser.add_argument("--render-node", metavar="PATH", help="DRM node of QEMU's display")
+    parser.add_argument("--virgl", action="store_true", help="refused: there is no 3D")
+    parser.add_argument("--log-level", choices=log.LEVELS, default="info")
+    parser.add_argument(
+        "--max-hostmem",
+        type=_bytes,
+        default=Config.max_hostmem,
+        metavar="SIZE",
+        help="memory for a guest's 2D resources, as in QEMU (256M)",
+    )
+    parser.add_argument("--version", action="version", version=f"vgpud {__version__}")
+    return parser
+
+
+def _bytes(text: str) -> int:
+    """A size: bytes, or with a suffix K, M, G (powers of 1024)."""
+    units = {"K": 10, "M": 20, "G": 30}
+    digits, shift = (text[:-1], units[text[-1].upper()]) if text[-1:].upper() in units else (text, 0)
+    if not digits.isdecimal() or int(digits) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: use bytes, or K, M, G")
+    return int(digits) << shift
+
+
+def parse(arguments: Sequence[str] | None = None) -> Config:
+    """The configuration; exits with status 2 and one line for what cannot be understood."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.print_capabilities:
+        print(json.dumps(CAPABILITIES))
+        parser.exit(0)
+    if options.virgl:
+        parser.error("--virgl: vgpud has no 3D; start the VM without it (accel3d='no')")
+    if options.scanout == "dmabuf":
+        parser.error("--scanout=dmabuf is not in this version; use --scanout=shm or auto")
+    if options.socket_path is None and options.fd is None and "LISTEN_FDS" not in os.environ:
+        parser.error("one of --socket-path=PATH and --fd=N is needed")
+    return Config(
+        socket_path=options.socket_path,
+        fd=options.fd,
+        scanout=options.scanout,
+        render_node=options.render_node,
+        log_level=options.log_level,
+        max_hostmem=options.max_hostmem,
+    )
+
+
+def _check_render_node(path: str) -> None:
+    """A launcher must learn early that what it asked for cannot be (exit status 1)."""
+    try:
+        if not stat.S_ISCHR(os.stat(path).st_mode):
+            raise HostError(f"--render-node={path}: no character device")
+    except OSError as error:
+        raise HostError(f"--render-node={path}: {error.strerror}") from error
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 QEMU left or SIGTERM came, 1 failure, 2 usage."""
+    config = parse(arguments)
+    log.configure(config.log_level)
+    # Late, because --print-capabilities and usage errors need none of it (trio: 90 ms).
+    import trio
+
+    from vgpud.daemon import Daemon
+
+    status = 1
+    try:
+        if config.render_node is not None:
+            _check_render_node(config.render_node)
+        status = trio.run(Daemon(config).main)
+    except* HostError as group:
+        for error in group.exceptions:
+            log.error("failed", reason=error)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

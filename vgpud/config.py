@@ -1,0 +1,22 @@
+"""Every option of the daemon with its default and unit. A leaf."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What the command line said.
+
+    Exactly one of `socket_path` (a path to listen on) and `fd` (an inherited socket, connected
+    to QEMU or listening) is set, unless the service manager handed a socket over (LISTEN_FDS).
+    """
+
+    socket_path: str | None = None
+    fd: int | None = None
+    scanout: str = "auto"
+    render_node: str | None = None
+    log_level: str = "info"
+    max_hostmem: int = 256 << 20
+    """Bytes of 2D resources a guest may have; the sum stays below it, as in QEMU."""

@@ -1,0 +1,145 @@
+"""The process: where QEMU's connection comes from, signals, the service manager."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import stat
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+
+from vgpud import __version__, log
+from vgpud.config import Config
+from vgpud.errors import HostError, PeerError
+from vgpud.session import Session
+from vgpud.tasks.notify import listen_fds, notify
+
+
+class Daemon:
+    """Serves one virtual machine: one connection at a time, again and again where it listens."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._session: Session | None = None
+
+    async def main(self) -> int:
+        """Run until QEMU left (an inherited connection) or SIGTERM; returns the exit status.
+
+        Raises HostError where the socket cannot be had.
+        """
+        _raise_fd_limit()
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._watch_signals, nursery.cancel_scope)
+            async with _open(self._config) as (sock, listening):
+                log.info("ready", version=__version__, pid=os.getpid(), scanout="shm")
+                notify("READY=1", "STATUS=waiting for QEMU")
+                if listening:
+                    await self._listen(sock)
+                else:
+                    ended_well = await self._serve(sock)
+                    nursery.cancel_scope.cancel()
+                    return 0 if ended_well else 1
+        notify("STOPPING=1")
+        log.info("stopped")
+        return 0
+
+    async def _listen(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        while True:
+            await trio.lowlevel.wait_readable(sock)
+            try:
+                connection, _ = sock.accept()
+            except OSError as error:
+                log.warning("accept-failed", reason=error)
+                await trio.sleep(0.1)  # EMFILE does not go away by asking again at once
+                continue
+            await self._serve(connection)
+            notify("STATUS=waiting for QEMU")
+
+    async def _serve(self, sock: socket.socket) -> bool:
+        """One connection; False where it ended by an error, which is logged."""
+        self._session = Session(sock, self._config)
+        notify("STATUS=serving QEMU")
+        try:
+            await self._session.run()
+        except PeerError as error:
+            log.error("session-failed", reason=error)
+            return False
+        finally:
+            self._session = None
+        return True
+
+    async def _watch_signals(
+        self,
+        scope: trio.CancelScope,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGUSR1) as signals:
+            task_status.started()
+            async for number in signals:
+                if number == signal.SIGUSR1:
+                    if self._session is not None:
+                        log.info("stats", **self._session.stats.fields())
+                else:
+                    log.info("signal", name=signal.Signals(number).name)
+                    scope.cancel()
+                    return
+
+
+@asynccontextmanager
+async def _open(config: Config) -> AsyncIterator[tuple[socket.socket, bool]]:
+    """The socket to serve and whether it listens. A path that we bound is removed at the end."""
+    inherited = listen_fds()
+    if config.socket_path is not None:
+        with _bind(config.socket_path) as sock:
+            try:
+                yield sock, True
+            finally:
+                os.unlink(config.socket_path)
+        return
+    if config.fd is None and len(inherited) != 1:
+        raise HostError(f"the service manager passed {len(inherited)} sockets; one is needed")
+    number = inherited[0] if config.fd is None else config.fd
+    try:
+        if not stat.S_ISSOCK(os.fstat(number).st_mode):
+            raise HostError(f"file descriptor {number} is no socket")
+        sock = socket.socket(fileno=number)
+    except OSError as error:
+        raise HostError(f"file descriptor {number}: {error.strerror}") from error
+    with sock:
+        os.set_inheritable(number, False)
+        if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
+            raise HostError(f"file descriptor {number} is no UNIX stream socket")
+        yield sock, bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+
+def _bind(path: str) -> socket.socket:
+    """Listen on a path. A socket that nobody listens on any more is replaced."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.connect(path)
+        raise HostError(f"{path}: somebody listens on it already; choose another path")
+    except ConnectionRefusedError:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise HostError(f"{path}: {error.strerror}; remove it or choose another path") from error
+    try:
+        sock.bind(path)
+        sock.listen(1)
+    except OSError as error:
+        raise HostError(f"{path}: {error.strerror}; is the folder there and writable?") from error
+    return sock
+
+
+def _raise_fd_limit() -> None:
+    """QEMU may send 509 memory regions and a guest may have many buffers: take all that the
+    launcher allows."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,103 @@
+"""Resources by id, and what they may cost the host."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+from uuid import UUID, uuid4
+
+from vgpud.device.pixels import BYTES_PER_PIXEL, Backing, Surface
+from vgpud.errors import GuestError
+from vgpuwire import Ctrl
+
+MAX_HOSTMEM: Final = 256 << 20
+"""Bytes of host memory for all 2D resources, as QEMU's max_hostmem; the sum stays below it."""
+
+MAX_RESOURCES: Final = 1 << 16
+"""A resource costs the host about 1 KiB beside its pixels: 64 MiB at most. Without a count, a
+guest makes 67 million resources of one pixel within the 256 MiB."""
+
+MAX_IMAGE: Final = (1 << 32) - 1
+"""Bytes of one image, as QEMU's calc_image_hostmem(): no size is ever cut to 32 bits."""
+
+
+class Resource:
+    """One 2D resource: the host's pixels and, where attached, the guest's pages."""
+
+    __slots__ = ("backing", "resource_id", "scanouts", "size", "surface", "uuid")
+
+    def __init__(self, resource_id: int, surface: Surface, size: int) -> None:
+        self.resource_id = resource_id
+        self.surface = surface
+        self.size = size
+        self.backing: Backing | None = None
+        self.scanouts: set[int] = set()
+        self.uuid: UUID | None = None
+
+    def assign_uuid(self) -> UUID:
+        """The resource's UUID, the same at each call (virtio 1.3, 5.7.6.8)."""
+        if self.uuid is None:
+            self.uuid = uuid4()
+        return self.uuid
+
+
+class Budget:
+    """Host memory that one guest may take, in bytes."""
+
+    def __init__(self, limit: int = MAX_HOSTMEM) -> None:
+        self.limit = limit
+        self.used = 0
+
+    def image_size(self, width: int, height: int) -> int:
+        """Bytes of a width x height image; raises GuestError(ERR_OUT_OF_MEMORY) where the
+        budget does not hold it. An empty image has no memory that could be shown: the same."""
+        size = width * height * BYTES_PER_PIXEL
+        if size == 0 or size > MAX_IMAGE or self.used + size >= self.limit:
+            raise GuestError(
+                Ctrl.RESP_ERR_OUT_OF_MEMORY,
+                f"{width}x{height} does not fit: {self.used} of {self.limit} bytes are in use",
+            )
+        return size
+
+
+class ResourceTable:
+    """The guest's resources by id."""
+
+    def __init__(self, budget: Budget) -> None:
+        self.budget = budget
+        self._by_id: dict[int, Resource] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __iter__(self) -> Iterator[Resource]:
+        return iter(self._by_id.values())
+
+    def get(self, resource_id: int) -> Resource | None:
+        return self._by_id.get(resource_id)
+
+    def require(self, resource_id: int) -> Resource:
+        """Raises GuestError(ERR_INVALID_RESOURCE_ID) where there is none."""
+        resource = self._by_id.get(resource_id)
+        if resource is None:
+            raise GuestError(Ctrl.RESP_ERR_INVALID_RESOURCE_ID, f"no resource {resource_id}")
+        return resource
+
+    def require_free(self, resource_id: int) -> None:
+        """Raises GuestError where the id is 0 (it means "none") or taken, or none is left."""
+        if resource_id == 0 or resource_id in self._by_id:
+            raise GuestError(Ctrl.RESP_ERR_INVALID_RESOURCE_ID, f"id {resource_id} is not free")
+        if len(self._by_id) >= MAX_RESOURCES:
+            raise GuestError(Ctrl.RESP_ERR_OUT_OF_MEMORY, f"{MAX_RESOURCES} resources exist")
+
+    def add(self, resource: Resource) -> None:
+        self._by_id[resource.resource_id] = resource
+        self.budget.used += resource.size
+
+    def remove(self, resource: Resource) -> None:
+        del self._by_id[resource.resource_id]
+        self.budget.used -= resource.size
+
+    def clear(self) -> None:
+        self._by_id.clear()
+        self.budget.used = 0

@@ -1,0 +1,66 @@
+"""File descriptors with exactly one owner."""
+
+from __future__ import annotations
+
+import os
+from typing import Self
+
+
+class OwnedFd:
+    """A file descriptor that is closed once: by close(), by leaving a `with`, or, where its
+    owner was dropped, by the interpreter. After that its number is forgotten, so that a late
+    use fails with EBADF and never meets somebody else's file."""
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, fd: int) -> None:
+        self._fd = -1  # first, so that __del__ is safe whatever fails below
+        if fd < 0:
+            raise ValueError(f"{fd} is not a file descriptor")
+        self._fd = fd
+
+    def fileno(self) -> int:
+        """The number, -1 once closed or stolen. Borrowed: the caller must not close it."""
+        return self._fd
+
+    def steal(self) -> int:
+        """Give the descriptor up: the caller owns it from now on."""
+        fd, self._fd = self._fd, -1
+        return fd
+
+    def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._fd}>"
+
+
+class EventFd(OwnedFd):
+    """An eventfd shared with QEMU or KVM (kick, call, err). QEMU makes them non-blocking."""
+
+    __slots__ = ()
+
+    def signal(self) -> None:
+        """Add one. A counter that is full already wakes its reader: that is no error."""
+        try:
+            os.eventfd_write(self._fd, 1)
+        except BlockingIOError:
+            pass
+
+    def drain(self) -> None:
+        """Take all that was signalled; nothing where nobody did."""
+        try:
+            os.eventfd_read(self._fd)
+        except BlockingIOError:
+            pass

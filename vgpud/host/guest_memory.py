@@ -1,0 +1,63 @@
+"""Guest memory as it is mapped: the native regions behind QEMU's memory table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from vgpud import _native
+from vgpud.errors import HostError
+from vgpud.host.fd import OwnedFd
+from vgpuwire import MemRegion
+
+Snapshot = _native.GuestMemory
+"""One immutable state of the table."""
+
+EMPTY = Snapshot([])
+
+
+class GuestMemory:
+    """The regions of one front-end. `snapshot` is immutable: whoever resolved addresses in it
+    holds its mappings until it has moved to the next one."""
+
+    def __init__(self) -> None:
+        self._regions: dict[MemRegion, _native.Region] = {}
+        self.snapshot = EMPTY
+
+    def replace(self, regions: Iterable[tuple[MemRegion, OwnedFd]]) -> None:
+        """SET_MEM_TABLE: the whole table. Raises HostError; the old one then stays."""
+        self._commit({_key(region): _map(region, fd) for region, fd in regions})
+
+    def add(self, region: MemRegion, fd: OwnedFd) -> None:
+        """ADD_MEM_REG. Raises HostError; the table then stays as it was."""
+        self._commit({**self._regions, _key(region): _map(region, fd)})
+
+    def remove(self, region: MemRegion) -> None:
+        """REM_MEM_REG: told by address and size only, its mmap_offset is 0 on the wire."""
+        self._commit({k: v for k, v in self._regions.items() if k != _key(region)})
+
+    def clear(self) -> None:
+        self._commit({})
+
+    def _commit(self, regions: dict[MemRegion, _native.Region]) -> None:
+        try:
+            snapshot = Snapshot(list(regions.values()))
+        except ValueError as error:
+            raise HostError(f"memory table: {error}") from error
+        self._regions, self.snapshot = regions, snapshot
+
+
+def _key(region: MemRegion) -> MemRegion:
+    return MemRegion(region.guest_phys_addr, region.memory_size, region.userspace_addr, 0)
+
+
+def _map(region: MemRegion, fd: OwnedFd) -> _native.Region:
+    try:
+        return _native.Region(
+            fd.fileno(),
+            region.guest_phys_addr,
+            region.memory_size,
+            region.userspace_addr,
+            region.mmap_offset,
+        )
+    except (OSError, ValueError) as error:
+        raise HostError(f"region {region.guest_phys_addr:#x}: {error}") from error

@@ -1,0 +1,163 @@
+"""One QEMU connection: builds the objects, carries actions to them, closes them. Wiring only."""
+
+from __future__ import annotations
+
+import socket
+from typing import Final
+
+import trio
+
+from vgpud import log
+from vgpud.backend import actions
+from vgpud.backend.state import VhostUserBackend
+from vgpud.config import Config
+from vgpud.device.gpu import FEATURES, GpuDevice
+from vgpud.errors import HostError, PeerError, RingBroken
+from vgpud.host.fd import EventFd, OwnedFd
+from vgpud.host.guest_memory import GuestMemory
+from vgpud.host.surfaces import HostPixelStore
+from vgpud.host.virtqueue import Virtqueue
+from vgpud.tasks.display import DisplayLink
+from vgpud.tasks.frontend import FrontendLink
+from vgpud.tasks.ring import RingTask
+from vgpud.tasks.servers import ControlServer, CursorServer
+from vgpud.tasks.stats import Stats
+
+CONTROL: Final = 0
+REFUSED: Final = 1
+
+Action = actions.Action[OwnedFd]
+
+
+class Session:
+    """Everything of one connection; a reconnect makes a new one."""
+
+    def __init__(self, sock: socket.socket, config: Config) -> None:
+        self.stats = Stats()
+        self._sock = sock
+        self._memory = GuestMemory()
+        self._store = HostPixelStore(self._memory.snapshot)
+        self._device = GpuDevice(self._store, config.max_hostmem)
+        self._display = DisplayLink(self.stats)
+        self._backend = VhostUserBackend(int(FEATURES))
+        self._frontend = FrontendLink(sock, self._backend, self._perform)
+        servers = (
+            ControlServer(self._device, self._display),
+            CursorServer(self._device, self._display),
+        )
+        self._rings = [RingTask(n, server, self.stats) for n, server in enumerate(servers)]
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self) -> None:
+        """Serve until QEMU leaves. Raises PeerError where it broke the protocol."""
+        log.info("session-start")
+        error: PeerError | None = None
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                nursery.start_soon(self._display.run)
+                try:
+                    await self._frontend.run()
+                except PeerError as caught:
+                    error = caught
+                nursery.cancel_scope.cancel()
+        finally:
+            self._nursery = None
+            self._close()
+            log.info("session-end", **self.stats.fields())
+        if error is not None:
+            raise error
+
+    def _close(self) -> None:
+        for ring in self._rings:
+            ring.close()
+        self._display.close()
+        self._device.reset()
+        self._memory.clear()
+        self._store.set_memory(self._memory.snapshot)
+        self._sock.close()
+
+    async def _perform(self, action: Action) -> int:
+        match action:
+            case actions.SetFeatures(features):
+                self._device.set_features(features)
+            case actions.ReplaceMemory() | actions.AddRegion() | actions.RemoveRegion():
+                return self._change_memory(action)
+            case actions.UseDisplay(fd, live):
+                self._display.attach(socket.socket(fileno=fd.steal()))
+                if live:
+                    self._display.speak()
+            case actions.StartRing():
+                self._start_ring(action)
+            case actions.StopRing(index):
+                base = await self._rings[index].stop()
+                return 0 if base is None else base
+            case actions.EnableRing(index, enabled):
+                self._rings[index].enable(enabled)
+            case actions.SetCall(index, fd):
+                self._rings[index].set_call(None if fd is None else EventFd(fd.steal()))
+            case actions.SetErr(index, fd):
+                self._rings[index].set_err(None if fd is None else EventFd(fd.steal()))
+            case actions.Reset(reason):
+                log.debug("reset", reason=reason)
+                self._device.reset()
+                self._display.reset()
+            case actions.ConfigWritten(num_scanouts):
+                self._device.num_scanouts = max(1, min(num_scanouts, 16))
+        return 0
+
+    def _start_ring(self, action: actions.StartRing[OwnedFd]) -> None:
+        ring, setup = self._rings[action.index], action.setup
+        kick = EventFd(action.kick.steal())
+        try:
+            queue = Virtqueue(
+                self._memory.snapshot,
+                setup.size,
+                setup.desc,
+                setup.avail,
+                setup.used,
+                setup.base,
+                setup.event_idx,
+            )
+        except RingBroken as error:
+            hint = (
+                "QEMU shares no guest memory: add -object memory-backend-memfd,share=on"
+                if not self._memory.snapshot.regions
+                else "the guest's driver set the ring up wrongly"
+            )
+            log.warning("ring-refused", ring=action.index, reason=error, hint=hint)
+            ring.refuse()
+            return
+        ring.start(queue, kick)
+        assert self._nursery is not None
+        self._nursery.start_soon(ring.run)
+        if action.index == CONTROL:
+            self._display.speak()
+
+    def _change_memory(
+        self,
+        action: actions.ReplaceMemory[OwnedFd] | actions.AddRegion[OwnedFd] | actions.RemoveRegion,
+    ) -> int:
+        """Move everything to the new table, then acknowledge: QEMU may free or unplug what was
+        removed right after (decision 11). Nothing copies meanwhile: copies run in this task."""
+        fds: list[OwnedFd] = []
+        try:
+            match action:
+                case actions.ReplaceMemory(regions):
+                    fds = [fd for _, fd in regions]
+                    self._memory.replace(regions)
+                case actions.AddRegion(region, fd):
+                    fds = [fd]
+                    self._memory.add(region, fd)
+                case actions.RemoveRegion(region):
+                    self._memory.remove(region)
+        except HostError as error:
+            log.warning("memory-refused", reason=error)
+            return REFUSED
+        finally:
+            for fd in fds:
+                fd.close()
+        self._store.set_memory(self._memory.snapshot)
+        for ring in self._rings:
+            ring.rebind(self._memory.snapshot)
+        return 0

@@ -1,0 +1,191 @@
+"""One task a started ring: kick, serve, publish.
+
+Serving is synchronous and cannot be cut off half way; its waits can be cancelled at any time.
+An element that the display must answer is parked, the ring goes on, and every popped element is
+given back: by its answer, at its deadline, or when the ring stops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import trio
+
+from vgpud import log
+from vgpud.errors import RingBroken
+from vgpud.host.fd import EventFd
+from vgpud.host.guest_memory import Snapshot
+from vgpud.host.virtqueue import Element, Virtqueue
+from vgpud.tasks.stats import Stats
+
+BATCH: Final = 64
+"""Elements served before other tasks get a turn: a guest that never stops must not starve the
+control socket, on which QEMU waits with its big lock held."""
+
+Push = Callable[[Element, bytes], None]
+
+
+class Server(Protocol):
+    """What is done with the elements of one ring."""
+
+    def serve(self, element: Element, push: Push) -> None:
+        """Execute one request; `push` gives the element back, now or later."""
+
+    def flush(self) -> None:
+        """The end of a batch."""
+
+    def stop(self) -> None:
+        """Give every element back that is still held."""
+
+
+class RingTask:
+    """Serves one virtqueue until it is stopped or broken."""
+
+    def __init__(self, index: int, server: Server, stats: Stats) -> None:
+        self._index = index
+        self._call: EventFd | None = None
+        self._err: EventFd | None = None
+        self._server = server
+        self._stats = stats
+        self._enabled = trio.Event()
+        self._queue: Virtqueue | None = None
+        self._kick: EventFd | None = None
+        self._scope = trio.CancelScope()
+        self._stopped = trio.Event()
+        self._serving = False
+        self._broken = False
+
+    @property
+    def started(self) -> bool:
+        return self._queue is not None
+
+    def set_call(self, call: EventFd | None) -> None:
+        """Where to notify the driver from now on; None: it polls."""
+        if self._call is not None:
+            self._call.close()
+        self._call = call
+
+    def set_err(self, err: EventFd | None) -> None:
+        """Where to tell QEMU that the ring is broken."""
+        if self._err is not None:
+            self._err.close()
+        self._err = err
+
+    def refuse(self) -> None:
+        """The ring cannot be started as it was set up."""
+        if self._err is not None:
+            self._err.signal()
+
+    def close(self) -> None:
+        """The session is over and run() with it: drop what is left."""
+        self._queue = None
+        if self._kick is not None:
+            self._kick.close()
+        self.set_call(None)
+        self.set_err(None)
+
+    def start(self, queue: Virtqueue, kick: EventFd) -> None:
+        """The ring may be served; run() must be started next."""
+        self._queue, self._kick = queue, kick
+        self._scope, self._stopped = trio.CancelScope(), trio.Event()
+        self._broken = False
+
+    def enable(self, enabled: bool) -> None:
+        """SET_VRING_ENABLE: a disabled ring keeps its elements."""
+        if enabled:
+            self._enabled.set()
+        elif self._enabled.is_set():
+            self._enabled = trio.Event()
+
+    async def run(self) -> None:
+        """Serve until stop(). A broken ring stays silent until then: QEMU must reset it."""
+        queue, kick, stopped = self._queue, self._kick, self._stopped
+        assert queue is not None
+        assert kick is not None
+        try:
+            with self._scope:
+                while True:
+                    await self._enabled.wait()
+                    # Once without a kick: those of before the start were discarded by QEMU.
+                    if self._serve(queue):
+                        await trio.lowlevel.checkpoint()
+                        continue
+                    await trio.lowlevel.wait_readable(kick.fileno())
+                    kick.drain()
+        except RingBroken as error:
+            self._break(error)
+        finally:
+            stopped.set()
+
+    async def stop(self) -> int | None:
+        """Stop at once: parked elements are answered, all is published, nothing touches guest
+        memory or signals afterwards. Returns the next available index, None if not started."""
+        queue, kick = self._queue, self._kick
+        if queue is None or kick is None:
+            return None
+        self._scope.cancel()
+        await self._stopped.wait()
+        try:
+            self._serving = True
+            self._server.stop()
+            if not self._broken:
+                self._publish(queue)
+        except RingBroken as error:
+            self._break(error)
+        self._serving = False
+        self._queue = self._kick = None
+        kick.close()
+        return queue.next_avail
+
+    def rebind(self, memory: Snapshot) -> None:
+        """Follow the memory table (QEMU does not send ring addresses again); a ring whose
+        addresses have gone is broken."""
+        if self._queue is not None:
+            try:
+                self._queue.rebind(memory)
+            except RingBroken as error:
+                self._break(error)
+
+    def _serve(self, queue: Virtqueue) -> bool:
+        """One batch; True if there may be more."""
+        self._serving = True
+        more = True
+        for _ in range(BATCH):
+            element = queue.pop()
+            if element is None:
+                more = False
+                break
+            self._stats.commands += 1
+            self._server.serve(element, self._push)
+        self._server.flush()
+        self._serving = False
+        if not self._broken:
+            self._publish(queue)
+        return more
+
+    def _push(self, element: Element, response: bytes) -> None:
+        queue = self._queue
+        if queue is None or self._broken:
+            return
+        try:
+            queue.push(element, response)
+            if not self._serving:  # an answer of the display, between batches
+                self._publish(queue)
+        except RingBroken as error:
+            self._break(error)
+
+    def _publish(self, queue: Virtqueue) -> None:
+        if queue.publish() and self._call is not None:
+            self._call.signal()
+
+    def _break(self, error: RingBroken) -> None:
+        """Nothing more is served until QEMU resets the device."""
+        self._serving = False
+        if self._broken:
+            return
+        self._broken = True
+        self._scope.cancel()
+        log.warning("ring-broken", ring=self._index, reason=error)
+        if self._err is not None:
+            self._err.signal()
