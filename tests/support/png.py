@@ -1,0 +1,53 @@
+"""Pictures as QEMU dumps them (PPM), compared with what they should be, and written as PNG."""
+
+import re
+import struct
+import zlib
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Picture:
+    """`rgb` holds 3 bytes a pixel, row by row from the top left."""
+
+    width: int
+    height: int
+    rgb: bytes
+
+    def rows(self, top: int, bottom: int) -> bytes:
+        """The RGB bytes of the rows from `top` up to, not including, `bottom`."""
+        return self.rgb[top * self.width * 3 : bottom * self.width * 3]
+
+    def difference(self, rgb: bytes, top: int = 0) -> str:
+        """"" if the rows from `top` on are exactly `rgb`, else where and how they differ first."""
+        mine = self.rows(top, self.height)
+        if mine == rgb:
+            return ""
+        if len(mine) != len(rgb):
+            return f"{len(mine)} bytes of {self.width}x{self.height}, expected {len(rgb)}"
+        wrong = [i for i in range(0, len(rgb), 3) if mine[i : i + 3] != rgb[i : i + 3]]
+        y, x = divmod(wrong[0] // 3, self.width)
+        got, expected = mine[wrong[0] :][:3].hex(), rgb[wrong[0] :][:3].hex()
+        where = f"the first at ({x}, {y + top}): {got}, expected {expected}"
+        return f"{len(wrong)} of {len(rgb) // 3} pixels differ, {where}"
+
+    def png(self) -> bytes:
+        """The picture as a PNG file."""
+        lines = b"".join(b"\0" + self.rows(y, y + 1) for y in range(self.height))
+        header = struct.pack(">IIBBBBB", self.width, self.height, 8, 2, 0, 0, 0)
+        chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(lines, 6)), (b"IEND", b""))
+        return b"\x89PNG\r\n\x1a\n" + b"".join(
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+            for kind, data in chunks
+        )
+
+
+def parse_ppm(data: bytes) -> Picture:
+    """A binary PPM (P6, 8 bits a channel), which is what QEMU's screendump writes."""
+    header = re.match(rb"P6\s+(\d+)\s+(\d+)\s+255\s", data)
+    if header is None:
+        raise ValueError(f"not a PPM of QEMU's: {data[:32]!r}")
+    picture = Picture(int(header[1]), int(header[2]), data[header.end() :])
+    if len(picture.rgb) != picture.width * picture.height * 3:
+        raise ValueError(f"a PPM of {len(picture.rgb)} bytes for {picture.width}x{picture.height}")
+    return picture

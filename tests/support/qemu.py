@@ -1,0 +1,199 @@
+"""Real QEMU with a vhost-user-gpu back-end, for tests: everything goes by file descriptor.
+
+No path is shared between two machines, so tests run in parallel. Every wait has a deadline, and what
+fails shows the logs of QEMU, of the back-end and of the guest.
+"""
+
+import contextlib
+import os
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+
+from tests.qemu.binaries import Qemu
+from tests.qemu.process import Child
+from tests.support.guest_image import GuestImage
+from tests.support.png import Picture, parse_ppm
+from tests.support.qmp import Qmp, QmpError
+
+# Seconds for any one thing to happen. TCG on a busy machine with two cores is slow, a hang is not.
+PATIENCE = 60.0
+VGPUD = (sys.executable, "-m", "vgpud")
+
+
+class MachineError(Exception):
+    """The machine did not do what it should; the text ends with the logs."""
+
+
+class Machine:
+    """A running QEMU. Use `machine()` to make one."""
+
+    def __init__(self, qemu: Child, children: Sequence[Child], console: int) -> None:
+        self.qemu = qemu
+        self._children = children
+        self._console = console
+        self._guest_buffer = b""
+        self._cleanup = contextlib.ExitStack()
+        self.qmp: Qmp
+        self._port: socket.socket
+
+    def connect(self, qmp: socket.socket, port: socket.socket) -> None:
+        """Take over our ends of QEMU's QMP and second serial sockets; greet QEMU."""
+        self._port = port
+        self.qmp = Qmp(qmp, PATIENCE)
+        with self.explained():
+            self.qmp.negotiate()
+
+    def console(self) -> str:
+        """What the guest wrote to its first serial port: the kernel's log."""
+        size = os.fstat(self._console).st_size
+        return os.pread(self._console, size, 0).decode(errors="replace").replace("\r", "")
+
+    def logs(self) -> str:
+        """The end of every log there is."""
+        guest = "\n".join(["--- guest's console, last lines:", *self.console().splitlines()[-15:]])
+        return "\n".join([*(child.tail() for child in (self.qemu, *self._children)), guest])
+
+    @contextlib.contextmanager
+    def explained(self) -> Iterator[None]:
+        """Turn a failure of QMP or of a wait into a MachineError that shows the logs."""
+        try:
+            yield
+        except (QmpError, TimeoutError) as error:
+            raise MachineError(f"{error}\n{self.logs()}") from error
+
+    # -- the guest
+
+    def wait_ready(self, patience: float = PATIENCE) -> str:
+        """Wait until the guest has booted (after start or reset); returns its kernel's version."""
+        deadline = time.monotonic() + patience
+        with self.explained():
+            while not (line := self._line(deadline)).startswith("ready "):
+                pass  # the end of an answer that a reset cut off
+        return line.removeprefix("ready ")
+
+    def run(self, command: str, patience: float = PATIENCE) -> str:
+        """Run a shell command in the guest; returns its output, raises MachineError if it fails."""
+        deadline = time.monotonic() + patience
+        output = []
+        with self.explained():
+            self._port.sendall(command.encode() + b"\n")
+            while not (line := self._line(deadline)).startswith("= "):
+                output.append(line.removeprefix("| "))
+        text = "\n".join(output)
+        if line != "= 0":
+            raise MachineError(f"guest: {command}: exit code {line[2:]}\n{text}\n{self.logs()}")
+        return text
+
+    def draw(self, arguments: str = "") -> str:
+        """Run drmdraw in the guest and leave its picture on the screen; returns what it says."""
+        return self.run(f"killall -q drmdraw; drmdraw --stay {arguments}")
+
+    def _line(self, deadline: float) -> str:
+        while b"\n" not in self._guest_buffer:
+            self._port.settimeout(max(0.001, deadline - time.monotonic()))
+            try:
+                data = self._port.recv(65536)
+            except TimeoutError:
+                raise TimeoutError("the guest did not answer in time") from None
+            except OSError:
+                data = b""
+            if not data:
+                raise TimeoutError("QEMU ended while the guest was expected to answer")
+            self._guest_buffer += data
+        line, self._guest_buffer = self._guest_buffer.split(b"\n", 1)
+        return line.decode(errors="replace").rstrip("\r")
+
+    # -- the display
+
+    def screendump(self, head: int = 0) -> Picture:
+        """What QEMU shows on this head of the GPU, exactly."""
+        with memory_file("screendump") as file, self.explained():
+            writer = os.open(f"/proc/self/fd/{file}", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                fdset = self.qmp.execute("add-fd", fds=[writer])["fdset-id"]
+            finally:
+                os.close(writer)
+            name = f"/dev/fdset/{fdset}"
+            self.qmp.execute("screendump", filename=name, device="gpu0", head=head)
+            self.qmp.execute("remove-fd", fdset_id=fdset)
+            return parse_ppm(os.pread(file, os.fstat(file).st_size, 0))
+
+    def wait_picture(self, rgb: bytes, head: int = 0, top: int = 0) -> Picture:
+        """Wait until the rows from `top` on are exactly `rgb`; MachineError says what differs."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            picture = self.screendump(head)
+            if not (difference := picture.difference(rgb, top)):
+                return picture
+            if time.monotonic() > deadline:
+                raise MachineError(f"head {head}: {difference}\n{self.logs()}")
+            time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def memory_file(name: str) -> Iterator[int]:
+    """A file without a path, closed at the end."""
+    file = os.memfd_create(name)
+    try:
+        yield file
+    finally:
+        os.close(file)
+
+
+@contextlib.contextmanager
+def backend(argv: Sequence[str] = VGPUD) -> Iterator[tuple[Child, socket.socket]]:
+    """A back-end started with --fd, and the socket to give to QEMU."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        with Child("back-end", [*argv, f"--fd={theirs.fileno()}"], [theirs.fileno()]) as child:
+            theirs.close()
+            yield child, ours
+
+
+@contextlib.contextmanager
+def machine(
+    qemu: Qemu,
+    image: GuestImage,
+    gpu: socket.socket,
+    *,
+    device: str = "",
+    arguments: Sequence[str] = (),
+    children: Sequence[Child] = (),
+    memory: str = "256M",
+) -> Iterator[Machine]:
+    """A QEMU that boots `image`, its GPU served on the socket `gpu` (closed here once passed on).
+
+    `device` is appended to the GPU's options ("max_outputs=2"), `arguments` to QEMU's. The logs of
+    `children` (the back-end) are shown where something fails.
+    """
+    with contextlib.ExitStack() as stack:
+        qmp, qmp_end = (stack.enter_context(end) for end in socket.socketpair())
+        port, port_end = (stack.enter_context(end) for end in socket.socketpair())
+        console = stack.enter_context(tempfile.TemporaryFile())
+        writer = os.open(f"/proc/self/fd/{console.fileno()}", os.O_WRONLY | os.O_APPEND)
+        stack.callback(os.close, writer)
+        argv = [
+            *qemu.argv,
+            *("-nodefaults", "-display", "none", "-accel", "tcg,thread=multi", "-cpu", "max"),
+            *("-machine", "q35,memory-backend=memory", "-m", memory, "-smp", "2"),
+            *("-object", f"memory-backend-memfd,id=memory,size={memory},share=on"),
+            *("-kernel", qemu.place(image.kernel), "-initrd", qemu.place(image.initrd)),
+            *("-append", image.append),
+            *("-chardev", f"socket,id=qmp,fd={qmp_end.fileno()}", "-mon", "chardev=qmp,mode=control"),
+            *("-add-fd", f"fd={writer},set=0"),
+            *("-chardev", "file,id=console,path=/dev/fdset/0,append=on", "-serial", "chardev:console"),
+            *("-chardev", f"socket,id=port,fd={port_end.fileno()}", "-serial", "chardev:port"),
+            *("-chardev", f"socket,id=gpu,fd={gpu.fileno()}"),
+            *("-device", f"vhost-user-gpu-pci,id=gpu0,chardev=gpu{device and ','}{device}"),
+            *arguments,
+        ]
+        fds = [end.fileno() for end in (qmp_end, port_end, gpu)]
+        child = stack.enter_context(Child("QEMU", argv, [*fds, writer]))
+        for end in (qmp_end, port_end, gpu):
+            end.close()
+        vm = Machine(child, children, console.fileno())
+        vm.connect(qmp, port)
+        yield vm
