@@ -21,7 +21,7 @@ class CacheError(Exception):
 
 
 def cache_dir() -> Path:
-    """The cache folder: $VGPUD_CACHE, else the user's cache folder plus "vgpud". Made if missing."""
+    """The cache folder: $VGPUD_CACHE, else vgpud in the user's cache folder. Made if missing."""
     home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     path = Path(os.environ.get("VGPUD_CACHE") or f"{home}/vgpud").absolute()
     path.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """Packages of other Debian releases, without touching what apt knows about this machine.
 
-Every call uses its own source list and its own lists folder; the machine's are only read, to learn
-which mirror it uses. Nothing is installed here: packages are downloaded and unpacked into the cache.
+Every call uses its own source list and its own lists folder; the machine's are only read, to
+learn which mirror it uses. Nothing is installed: packages are unpacked into the cache.
 """
 
 import os

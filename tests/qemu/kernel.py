@@ -1,6 +1,6 @@
 """The guest's kernel: Debian's newest, downloaded and unpacked, and the modules it needs.
 
-    python3 -m tests.qemu.kernel      make it if it is not there yet, print its image's path
+python3 -m tests.qemu.kernel      make it if it is not there yet, print its image's path
 """
 
 import lzma
@@ -79,7 +79,9 @@ def modules_for(kernel: Kernel, names: Iterable[str]) -> list[tuple[str, bytes]]
     Dependencies are read from the modules themselves, so no depmod is needed. A module that does not
     exist is built into the kernel, or was left out of it: the guest will tell.
     """
-    files = {path.name.split(".")[0].replace("-", "_"): path for path in kernel.modules.rglob("*.ko*")}
+    files = {
+        path.name.split(".")[0].replace("-", "_"): path for path in kernel.modules.rglob("*.ko*")
+    }
     order: dict[str, bytes] = {}
 
     def add(name: str) -> None:

@@ -48,23 +48,26 @@ class Child:
         state = "running" if code is None else f"exit code {code}"
         return "\n".join([f"--- {self.name} ({state}), last lines of its log:", *end])
 
-    def wait_log(self, text: str, patience: float = 20.0) -> str:
-        """Wait until the log contains `text`; returns the log."""
+    def wait_log(self, text: str, patience: float = 20.0, count: int = 1) -> str:
+        """Wait until the log contains `text` (`count` times); returns the log."""
         deadline = time.monotonic() + patience
-        while text not in (log := self.log()):
-            if time.monotonic() > deadline or self.process.poll() is not None:
-                if text in self.log():
-                    continue
+        while True:
+            ended = self.process.poll() is not None  # asked first: its last words come before
+            log = self.log()
+            if log.count(text) >= count:
+                return log
+            if ended or time.monotonic() > deadline:
                 raise TimeoutError(f"{self.name} did not log {text!r}\n{self.tail()}")
             time.sleep(0.02)
-        return log
 
     def wait(self, patience: float = 20.0) -> int:
         """Wait for it to end by itself; returns its exit code (negative: a signal)."""
         try:
             return self.process.wait(patience)
         except subprocess.TimeoutExpired:
-            raise TimeoutError(f"{self.name} did not end within {patience} s\n{self.tail()}") from None
+            raise TimeoutError(
+                f"{self.name} did not end within {patience} s\n{self.tail()}"
+            ) from None
 
     def stop(self, patience: float = 5.0) -> int:
         """End it: SIGTERM, SIGKILL after `patience` seconds. Returns its exit code; may be repeated."""

@@ -19,7 +19,7 @@ class Picture:
         return self.rgb[top * self.width * 3 : bottom * self.width * 3]
 
     def difference(self, rgb: bytes, top: int = 0) -> str:
-        """"" if the rows from `top` on are exactly `rgb`, else where and how they differ first."""
+        """ "" if the rows from `top` on are exactly `rgb`, else where and how they differ first."""
         mine = self.rows(top, self.height)
         if mine == rgb:
             return ""

@@ -64,6 +64,12 @@ class Machine:
         except (QmpError, TimeoutError) as error:
             raise MachineError(f"{error}\n{self.logs()}") from error
 
+    def quit(self) -> None:
+        """End QEMU by QMP and wait until it has ended."""
+        with self.explained():
+            self.qmp.execute("quit")
+            self.qemu.wait()
+
     # -- the guest
 
     def wait_ready(self, patience: float = PATIENCE) -> str:
@@ -182,9 +188,19 @@ def machine(
             *("-object", f"memory-backend-memfd,id=memory,size={memory},share=on"),
             *("-kernel", qemu.place(image.kernel), "-initrd", qemu.place(image.initrd)),
             *("-append", image.append),
-            *("-chardev", f"socket,id=qmp,fd={qmp_end.fileno()}", "-mon", "chardev=qmp,mode=control"),
+            *(
+                "-chardev",
+                f"socket,id=qmp,fd={qmp_end.fileno()}",
+                "-mon",
+                "chardev=qmp,mode=control",
+            ),
             *("-add-fd", f"fd={writer},set=0"),
-            *("-chardev", "file,id=console,path=/dev/fdset/0,append=on", "-serial", "chardev:console"),
+            *(
+                "-chardev",
+                "file,id=console,path=/dev/fdset/0,append=on",
+                "-serial",
+                "chardev:console",
+            ),
             *("-chardev", f"socket,id=port,fd={port_end.fileno()}", "-serial", "chardev:port"),
             *("-chardev", f"socket,id=gpu,fd={gpu.fileno()}"),
             *("-device", f"vhost-user-gpu-pci,id=gpu0,chardev=gpu{device and ','}{device}"),

@@ -1,0 +1,48 @@
+# make demo    a Linux guest on real QEMU draws its screen through vgpud
+# make test    every test layer, real QEMU and guest included; nothing is skipped
+# make check   the inner loop: lint, types, unit, contract and wire tests
+# make clean   remove what was built in the tree (downloads stay in the cache)
+#
+# Each installs what it needs. Downloads, builds and the Python environment live in
+# $VGPUD_CACHE, else ~/.cache/vgpud; PYTHON=... chooses an interpreter.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.SILENT:
+.PHONY: demo test check lint sanitize machine clean
+
+# The environment's programs first in PATH. Inside recipes only: `make clean` installs nothing.
+ENTER = venv=$$(tests/qemu/setup.sh); export PATH="$$venv/bin:$$PATH"
+
+demo:
+	$(ENTER)
+	exec python -m tests.demo $(DEMO)
+
+test: lint sanitize machine
+	$(ENTER)
+	VGPUD_REQUIRE=all exec pytest tests
+
+check: lint
+	$(ENTER)
+	exec pytest tests/unit tests/contract tests/wire
+
+lint:
+	$(ENTER)
+	ruff check .
+	ruff format --check .
+	mypy
+
+# The extension under AddressSanitizer and UndefinedBehaviorSanitizer.
+sanitize:
+	$(ENTER)
+	if [ -e native/sanitize.sh ]; then bash native/sanitize.sh; fi
+
+# The QEMUs, the guest's kernel and its initramfs, fetched here so that progress is seen.
+machine:
+	$(ENTER)
+	exec python -m tests.qemu.fetch
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis vgpud/_native.*.so
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,69 @@
+#!/bin/bash
+# setup.sh: make this machine able to build and test the project; prints the virtual environment's
+# path on stdout, progress on stderr. Installs a Debian package only where its program is missing.
+# The environment lies in the cache, one per checkout, and is renewed when what it is made of changes.
+set -euo pipefail
+cd "$(dirname "$(readlink -f "$0")")/../.."
+cache=${VGPUD_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/vgpud}
+say() { echo "==> $*" >&2; }
+fail() { echo "setup: $*" >&2; exit 1; }
+
+new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+python=
+for candidate in ${PYTHON:-} python3 /usr/bin/python3; do
+    if command -v "$candidate" >/dev/null && new_enough "$candidate"; then
+        # The program itself: a pyenv shim would choose another one in another folder.
+        python=$("$candidate" -c 'import sys; print(sys.executable)')
+        break
+    fi
+done
+
+missing=()
+command -v gcc >/dev/null || missing+=(gcc)
+[ -e /usr/include/stdio.h ] || missing+=(libc6-dev)
+command -v mmdebstrap >/dev/null || missing+=(mmdebstrap)
+if [ -z "$python" ]; then
+    python=/usr/bin/python3
+    missing+=(python3 python3-venv python3-dev)
+else
+    "$python" -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
+    include=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
+    [ -e "$include/Python.h" ] || missing+=(python3-dev)
+fi
+if [ ${#missing[@]} -gt 0 ]; then
+    [ "$(id -u)" = 0 ] || fail "run as root once, or: apt-get install ${missing[*]}"
+    say "installing Debian packages: ${missing[*]}"
+    export DEBIAN_FRONTEND=noninteractive
+    # A third party's list that fails here is no reason to stop: ours may be among the good ones.
+    apt-get -qq update >&2 || say "apt-get update failed for some sources; going on"
+    apt-get -qq -o Acquire::Retries=5 -o Dpkg::Use-Pty=0 install -y --no-install-recommends \
+        "${missing[@]}" >&2 || fail "apt-get install failed: see above"
+    new_enough "$python" || fail "Python 3.11 or newer is needed: PYTHON=/path/to/python3 make ..."
+    include=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
+    [ -e "$include/Python.h" ] || fail "$python has no Python.h: choose another by PYTHON=/path"
+fi
+
+venv=$cache/venv/$(echo "$PWD $python" | sha256sum | cut -c1-16)
+state=$("$python" -V; cat pyproject.toml tests/qemu/setup.sh; sha256sum native/*.[ch])
+state=$(sha256sum <<<"$state")
+mkdir -p "$cache/venv" "$cache/locks"
+exec 9>"$cache/locks/venv-$(basename "$venv")"
+flock 9
+# The extension module lies in the tree (an editable install), so a clean checkout lacks it.
+if [ "$(cat "$venv/state" 2>/dev/null)" = "$state" ] && ls vgpud/_native.*.so >/dev/null 2>&1; then
+    echo "$venv"
+    exit
+fi
+# Environments of checkouts that are gone.
+for other in "$cache"/venv/*/checkout; do
+    [ ! -e "$other" ] || [ -d "$(cat "$other")" ] || rm -rf "$(dirname "$other")"
+done
+say "installing the project and its tools into $venv"
+rm -f "$venv/state"
+"$venv/bin/python" -c '' 2>/dev/null || { rm -rf "$venv"; "$python" -m venv "$venv" >&2; }
+echo "$PWD" >"$venv/checkout"
+export CFLAGS="${CFLAGS:-} -Werror"
+"$venv/bin/pip" install --disable-pip-version-check --progress-bar off --retries 10 -e '.[dev]' \
+    >"$venv/pip.log" 2>&1 9>&- || { tail -n 40 "$venv/pip.log" >&2; fail "pip failed: see above"; }
+echo "$state" >"$venv/state"
+echo "$venv"
