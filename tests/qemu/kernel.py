@@ -76,8 +76,8 @@ def module_bytes(path: Path) -> bytes:
 def modules_for(kernel: Kernel, names: Iterable[str]) -> list[tuple[str, bytes]]:
     """These modules and all that they depend on, as (file name, contents) in loading order.
 
-    Dependencies are read from the modules themselves, so no depmod is needed. A module that does not
-    exist is built into the kernel, or was left out of it: the guest will tell.
+    Dependencies are read from the modules themselves, so no depmod is needed. A module that does
+    not exist is built into the kernel, or was left out of it: the guest will tell.
     """
     files = {
         path.name.split(".")[0].replace("-", "_"): path for path in kernel.modules.rglob("*.ko*")

@@ -5,6 +5,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
+from typing import Self
 
 
 class Child:
@@ -25,7 +26,7 @@ class Child:
             start_new_session=True,
         )
 
-    def __enter__(self) -> "Child":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -70,7 +71,7 @@ class Child:
             ) from None
 
     def stop(self, patience: float = 5.0) -> int:
-        """End it: SIGTERM, SIGKILL after `patience` seconds. Returns its exit code; may be repeated."""
+        """SIGTERM, and SIGKILL after `patience` seconds. Returns its exit code; may be repeated."""
         if self.process.poll() is None:
             self.process.terminate()
             try:

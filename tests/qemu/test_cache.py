@@ -43,7 +43,7 @@ def test_leftovers_of_a_killed_run_go() -> None:
 
 def test_run_shows_the_end_of_the_output() -> None:
     assert run([sys.executable, "-c", "print('fine')"]) == "fine\n"
-    with pytest.raises(CacheError, match="(?s)exit 3.*try another.*the reason"):
+    with pytest.raises(CacheError, match=r"(?s)exit 3.*try another.*the reason"):
         run([sys.executable, "-c", "print('the reason'); exit(3)"], hint="try another")
     with pytest.raises(CacheError, match="not installed"):
         run(["no-such-program-at-all"])

@@ -1,7 +1,7 @@
 """Real QEMU with a vhost-user-gpu back-end, for tests: everything goes by file descriptor.
 
-No path is shared between two machines, so tests run in parallel. Every wait has a deadline, and what
-fails shows the logs of QEMU, of the back-end and of the guest.
+No path is shared between two machines, so tests run in parallel. Every wait has a deadline, and
+what fails shows the logs of QEMU, of the back-end and of the guest.
 """
 
 import contextlib

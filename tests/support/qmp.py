@@ -1,7 +1,7 @@
 """A QMP client over a connected socket, for tests: synchronous, with a deadline on every wait.
 
-PyPI's qemu.qmp is well kept but lives in asyncio, which these tests (plain or trio) do not run; what
-they need of it is this page.
+PyPI's qemu.qmp is well kept but lives in asyncio, which these tests (plain or trio) do not run;
+what they need of it is this page.
 """
 
 import json
