@@ -1,0 +1,92 @@
+"""Payloads of the two sockets: parsed and built by construct itself, handed on as typed values.
+
+A payload on a socket has no trailing bytes: sizes are told by the header, so too many are an
+error as much as too few.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, Generic, TypeVar
+
+import construct as cs
+
+from vgpuwire.errors import TooLong, Truncated, WireError
+from vgpuwire.record import Record
+
+V = TypeVar("V")
+R = TypeVar("R", bound=Record)
+
+
+class Payload(Generic[V]):
+    """A construct and the value that stands for it: `make` takes what construct parsed,
+    `spread` gives what construct builds from."""
+
+    def __init__(self, layout: Any, make: Callable[[Any], V], spread: Callable[[V], Any]) -> None:
+        self._layout = cs.Sequence(layout, cs.Terminated)
+        self._make, self._spread = make, spread
+
+    def parse(self, data: bytes, what: str) -> V:
+        """The value of exactly these bytes; `what` names the message in errors.
+
+        Raises Truncated, TooLong (trailing bytes, or a count beyond its limit), WireError.
+        """
+        try:
+            return self._make(self._layout.parse(data)[0])
+        except cs.StreamError:
+            raise Truncated(f"{what}: {len(data)} bytes are too few") from None
+        except cs.TerminatedError:
+            raise TooLong(f"{what}: {len(data)} bytes are too many") from None
+        except cs.CheckError:
+            raise TooLong(f"{what}: a count is beyond its limit") from None
+
+    def build(self, value: Any, what: str) -> bytes:
+        """Bytes of a value. Raises WireError where it does not fit."""
+        try:
+            built: bytes = self._layout.build([self._spread(value), None])
+        except (cs.ConstructError, AttributeError, TypeError) as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise WireError(f"{what}: {value!r} does not fit: {reason}") from None
+        return built
+
+
+def of_record(record: type[R]) -> Payload[R]:
+    """The payload that is one record."""
+    layout = record.layout
+    return Payload(layout, lambda parsed: from_container(layout, parsed), to_container)
+
+
+def from_container(layout: Any, parsed: Any) -> Any:
+    """What construct parsed with a record's layout, as the record."""
+    record = getattr(layout, "record", None)
+    if record is not None:
+        named = [sub for sub in layout.subcons if sub.name]
+        return record(*[from_container(sub.subcon, parsed[sub.name]) for sub in named])
+    if isinstance(parsed, list):
+        return tuple(from_container(layout.subcon, item) for item in parsed)
+    return parsed
+
+
+def to_container(value: Any) -> Any:
+    """A record as construct builds it: dicts and lists."""
+    if isinstance(value, Record):
+        names = type(value).__match_args__  # type: ignore[attr-defined]
+        return {name: to_container(getattr(value, name)) for name in names}
+    if isinstance(value, tuple):
+        return [to_container(item) for item in value]
+    return value
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+NOTHING: Final[Payload[None]] = Payload(cs.Pass, _same, _same)
+U64: Final[Payload[int]] = Payload(cs.Int64ul, _same, _same)
+OPAQUE: Final[Payload[bytes]] = Payload(cs.GreedyBytes, bytes, _same)
+"""Bytes of a message that nobody here looks into."""
+
+
+def exactly(size: int) -> Payload[bytes]:
+    """A blob of that many bytes, decoded by whoever it is for."""
+    return Payload(cs.Bytes(size), bytes, _same)
