@@ -5,6 +5,7 @@ Rebuilt whenever one of its inputs changes; otherwise found in the cache at once
 
 import hashlib
 import shutil
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,8 @@ from tests.qemu.kernel import kernel, modules_for
 
 GUEST = Path(__file__).parent.parent / "guest"
 MODULES = ("virtio_pci", "virtio_gpu")
-PARTS = (GUEST / "init", GUEST / "drmdraw.c", Path(__file__))
+SOURCES = (GUEST / "drmdraw.c", GUEST / "card.c")
+PARTS = (GUEST / "init", GUEST / "card.h", *SOURCES, Path(__file__))
 # console=ttyS0 comes last: it is /dev/console, and tests read it. A blinking cursor would make the
 # console's picture depend on when it was taken.
 APPEND = "console=tty0 console=ttyS0 loglevel=6 vt.global_cursor_default=0 mitigations=off panic=5"
@@ -65,9 +67,8 @@ def guest_image() -> GuestImage:
     def make(work: Path) -> None:
         program = work / "drmdraw"
         flags = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-static"]
-        source = str(GUEST / "drmdraw.c")
         with step("building the guest's initramfs"):
-            run(["gcc", *flags, "-isystem", str(headers), "-o", str(program), source])
+            run(["gcc", *flags, "-isystem", str(headers), "-o", str(program), *map(str, SOURCES)])
             files = [
                 ("init", (GUEST / "init").read_bytes()),
                 ("bin/busybox", next(busybox.glob("**/bin/busybox")).read_bytes()),
@@ -77,8 +78,9 @@ def guest_image() -> GuestImage:
                 files.append((f"modules/{i:02}-{name}", data))
             (work / "initrd").write_bytes(cpio(files))
         program.unlink()
-        # Older images are of no use to this checkout, and quick to make again for another.
+        # Images of older states, unless another checkout may be about to boot one.
         for old in work.parent.glob("[!.]*"):
-            shutil.rmtree(old, ignore_errors=True)
+            if time.time() - old.stat().st_mtime > 86400:
+                shutil.rmtree(old, ignore_errors=True)
 
     return GuestImage(linux.image, made(f"guest/{key.hexdigest()[:16]}", make) / "initrd")
