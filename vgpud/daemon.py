@@ -141,5 +141,8 @@ def _bind(path: str) -> socket.socket:
 def _raise_fd_limit() -> None:
     """QEMU may send 509 memory regions and a guest may have many buffers: take all that the
     launcher allows."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except OSError as error:  # a launcher's seccomp filter: live with what there is
+        log.debug("fd-limit", limit=soft, reason=error)

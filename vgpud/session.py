@@ -22,6 +22,7 @@ from vgpud.tasks.frontend import FrontendLink
 from vgpud.tasks.ring import RingTask
 from vgpud.tasks.servers import ControlServer, CursorServer
 from vgpud.tasks.stats import Stats
+from vgpuwire import MAX_SCANOUTS
 
 CONTROL: Final = 0
 REFUSED: Final = 1
@@ -88,7 +89,7 @@ class Session:
                 if live:
                     self._display.speak()
             case actions.StartRing():
-                self._start_ring(action)
+                return self._start_ring(action)
             case actions.StopRing(index):
                 base = await self._rings[index].stop()
                 return 0 if base is None else base
@@ -102,11 +103,18 @@ class Session:
                 log.debug("reset", reason=reason)
                 self._device.reset()
                 self._display.reset()
+            case actions.BreakRing(index, reason):
+                self._rings[index].refuse(reason)
             case actions.ConfigWritten(num_scanouts):
-                self._device.num_scanouts = max(1, min(num_scanouts, 16))
+                self._device.num_scanouts = max(1, min(num_scanouts, MAX_SCANOUTS))
+            case actions.CloseFds(fds):
+                for unwanted in fds:
+                    unwanted.close()
+            case actions.Warn(reason):
+                log.warning("vhost-user", reason=reason)
         return 0
 
-    def _start_ring(self, action: actions.StartRing[OwnedFd]) -> None:
+    def _start_ring(self, action: actions.StartRing[OwnedFd]) -> int:
         ring, setup = self._rings[action.index], action.setup
         kick = EventFd(action.kick.steal())
         try:
@@ -120,19 +128,20 @@ class Session:
                 setup.event_idx,
             )
         except RingBroken as error:
-            hint = (
-                "QEMU shares no guest memory: add -object memory-backend-memfd,share=on"
-                if not self._memory.snapshot.regions
-                else "the guest's driver set the ring up wrongly"
-            )
-            log.warning("ring-refused", ring=action.index, reason=error, hint=hint)
-            ring.refuse()
-            return
+            reason = str(error)
+            if not self._memory.snapshot.regions:
+                reason += (
+                    "; QEMU shares no guest memory: give it -object memory-backend-memfd,share=on "
+                    "and -machine memory-backend="
+                )
+            ring.refuse(reason)
+            return REFUSED
         ring.start(queue, kick)
         assert self._nursery is not None
         self._nursery.start_soon(ring.run)
         if action.index == CONTROL:
             self._display.speak()
+        return 0
 
     def _change_memory(
         self,

@@ -18,6 +18,7 @@ from vgpud.device.outcome import (
     DisplayMessage,
     Outcome,
     Question,
+    Silence,
     Timeline,
 )
 from vgpud.device.pixels import FORMATS, PixelStore
@@ -66,8 +67,8 @@ _Handler = Callable[["GpuDevice", Any, bytes], Outcome | Ask]
 class GpuDevice:
     """Resources, scanouts, pointers and fences of one guest.
 
-    `store` makes surfaces and resolves backings. `num_scanouts` is how many heads the guest's
-    device has (1 to 16); until QEMU has told, all 16 are taken for real.
+    `store` makes surfaces and resolves backings. QEMU does not tell how many heads it has: there
+    are at least `known_scanouts` and at most `num_scanouts`, and it is asked about one between.
     """
 
     def __init__(self, store: PixelStore, max_hostmem: int | None = None) -> None:
@@ -76,6 +77,7 @@ class GpuDevice:
         self.resources = ResourceTable(budget)
         self.scanouts = Scanouts()
         self.cursors = Cursors()
+        self.known_scanouts = 1
         self.num_scanouts = MAX_SCANOUTS
         self.features = 0
         self.guest_errors: dict[int, int] = {}
@@ -113,28 +115,41 @@ class GpuDevice:
         except GuestError as error:
             return Outcome(self._error(hdr, error), (), self._timeline(hdr))
 
-    def answer(self, ask: Ask, reply: bytes | None) -> Outcome:
+    def answer(self, ask: Ask, reply: bytes | Silence) -> Outcome:
         """The answer to a question. `reply` is QEMU's payload (408 or 1056 bytes, a whole
-        virtio-gpu response); None where it did not come in time: then the last display info,
-        or an EDID of our own (rows D01, D07)."""
-        hdr = ask.hdr
+        virtio-gpu response). Where it was late: the last display info, an EDID of our own, a
+        head taken for real (rows D01, D07)."""
+        if reply is Silence.ABSENT:
+            self.num_scanouts = min(self.num_scanouts, ask.scanout_id)
+        elif ask.question is not Question.DISPLAY_INFO and reply is not Silence.LATE:
+            self.known_scanouts = max(self.known_scanouts, ask.scanout_id + 1)
         if ask.question is Question.DISPLAY_INFO:
-            if reply is not None:
-                self._display_info = RespDisplayInfo.decode(reply)
-            header = self._header(hdr, Ctrl.RESP_OK_DISPLAY_INFO)
-            response = RespDisplayInfo(header, self._display_info.pmodes).encode()
-        else:
-            header = self._header(hdr, Ctrl.RESP_OK_EDID)
-            if reply is not None:
-                theirs = RespEdid.decode(reply)
-                response = RespEdid(header, theirs.size, theirs.edid).encode()
-            else:
-                mode = self._display_info.pmodes[ask.scanout_id].r
-                own = make_edid(
-                    mode.width or DEFAULT_WIDTH, mode.height or DEFAULT_HEIGHT, ask.scanout_id
-                )
-                response = RespEdid(header, len(own), padded(own)).encode()
-        return Outcome(response, (), ask.timeline)
+            return Outcome(self._display_info_response(ask, reply), (), ask.timeline)
+        if ask.question is Question.EDID:
+            return Outcome(self._edid_response(ask, reply), (), ask.timeline)
+        assert ask.done is not None
+        if reply is not Silence.ABSENT:
+            return Outcome(ask.done.response, (), ask.timeline)
+        display = self.scanouts.disable(ask.scanout_id)
+        return Outcome(self._error(ask.hdr, _no_scanout(ask.scanout_id)), display, ask.timeline)
+
+    def _display_info_response(self, ask: Ask, reply: bytes | Silence) -> bytes:
+        if isinstance(reply, bytes):
+            self._display_info = RespDisplayInfo.decode(reply)
+        header = self._header(ask.hdr, Ctrl.RESP_OK_DISPLAY_INFO)
+        return RespDisplayInfo(header, self._display_info.pmodes).encode()
+
+    def _edid_response(self, ask: Ask, reply: bytes | Silence) -> bytes:
+        if reply is Silence.ABSENT:
+            reason = f"no scanout {ask.scanout_id}"
+            return self._error(ask.hdr, GuestError(Ctrl.RESP_ERR_INVALID_PARAMETER, reason))
+        header = self._header(ask.hdr, Ctrl.RESP_OK_EDID)
+        if isinstance(reply, bytes):
+            theirs = RespEdid.decode(reply)
+            return RespEdid(header, theirs.size, theirs.edid).encode()
+        mode = self._display_info.pmodes[ask.scanout_id].r
+        own = make_edid(mode.width or DEFAULT_WIDTH, mode.height or DEFAULT_HEIGHT, ask.scanout_id)
+        return RespEdid(header, len(own), padded(own)).encode()
 
     # -- cursor queue
 
@@ -182,13 +197,23 @@ class GpuDevice:
         self.resources.require(cmd.resource_id).backing = None
         return self._ok(cmd.hdr)
 
-    def _set_scanout(self, cmd: SetScanout, _: bytes) -> Outcome:
+    def _set_scanout(self, cmd: SetScanout, _: bytes) -> Outcome | Ask:
         if cmd.scanout_id >= self.num_scanouts:
-            raise GuestError(Ctrl.RESP_ERR_INVALID_SCANOUT_ID, f"no scanout {cmd.scanout_id}")
-        if cmd.resource_id == 0:
-            return self._ok(cmd.hdr, self.scanouts.disable(cmd.scanout_id))
-        resource = self.resources.require(cmd.resource_id)
-        return self._ok(cmd.hdr, self.scanouts.show(cmd.scanout_id, resource, cmd.r))
+            raise _no_scanout(cmd.scanout_id)
+        try:
+            if cmd.resource_id == 0:
+                display = self.scanouts.disable(cmd.scanout_id)
+            else:
+                resource = self.resources.require(cmd.resource_id)
+                display = self.scanouts.show(cmd.scanout_id, resource, cmd.r)
+            done = self._ok(cmd.hdr, display)
+        except GuestError as error:
+            if cmd.scanout_id < self.known_scanouts:
+                raise
+            done = Outcome(self._header(cmd.hdr, error.code).encode())
+        if cmd.scanout_id < self.known_scanouts:
+            return done
+        return Ask(Question.HEAD, cmd.hdr, self._timeline(cmd.hdr), cmd.scanout_id, done)
 
     def _transfer_to_host_2d(self, cmd: TransferToHost2D, _: bytes) -> Outcome:
         resource = self.resources.require(cmd.resource_id)
@@ -270,6 +295,10 @@ def _entries(tail: bytes, count: int) -> bytes:
     if len(tail) < size:
         raise GuestError(Ctrl.RESP_ERR_UNSPEC, f"{count} entries need {size} bytes")
     return tail[:size]
+
+
+def _no_scanout(scanout_id: int) -> GuestError:
+    return GuestError(Ctrl.RESP_ERR_INVALID_SCANOUT_ID, f"no scanout {scanout_id}")
 
 
 def _default_modes() -> tuple[DisplayOne, ...]:

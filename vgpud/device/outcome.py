@@ -64,6 +64,14 @@ class Question(Enum):
 
     DISPLAY_INFO = "display info"
     EDID = "EDID"
+    HEAD = "is there such a head?"
+
+
+class Silence(Enum):
+    """Instead of QEMU's answer."""
+
+    LATE = "it did not come in time, or there is nobody to ask"
+    ABSENT = "QEMU answered what was asked later: it has no such head"
 
 
 class Outcome(NamedTuple):
@@ -81,9 +89,14 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A command that the display must answer: GpuDevice.answer() makes the Outcome."""
+    """A command that the display must answer: GpuDevice.answer() makes the Outcome.
+
+    `done` is what the command has done already, provided that the head exists: QEMU alone knows
+    how many there are, and the commands behind must not wait for it.
+    """
 
     question: Question
     hdr: CtrlHdr
     timeline: Timeline | None
     scanout_id: int = 0
+    done: Outcome | None = None

@@ -59,5 +59,7 @@ def _map(region: MemRegion, fd: OwnedFd) -> _native.Region:
             region.userspace_addr,
             region.mmap_offset,
         )
-    except (OSError, ValueError) as error:
-        raise HostError(f"region {region.guest_phys_addr:#x}: {error}") from error
+    except OSError as error:
+        raise HostError.of(error, f"mapping the region at {region.guest_phys_addr:#x}") from error
+    except ValueError as error:
+        raise HostError(f"region at {region.guest_phys_addr:#x}: {error}") from error

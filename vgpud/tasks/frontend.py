@@ -19,7 +19,7 @@ from vgpud.backend.actions import Action
 from vgpud.backend.state import VhostUserBackend
 from vgpud.errors import PeerError
 from vgpud.host.fd import OwnedFd
-from vgpuwire import Message, WireError, vhost_user
+from vgpuwire import Framer, Message, WireError, vhost_user
 
 MAX_FDS: Final = 16
 """Twice what a message may carry: one too many is a clear error, not a cut-off list."""
@@ -38,12 +38,12 @@ class FrontendLink:
 
     async def run(self) -> None:
         """Serve until QEMU leaves. Raises PeerError where it broke the protocol."""
-        framer = vhost_user.request_framer(OwnedFd)
+        framer: Framer[OwnedFd] = Framer(vhost_user.REQUESTS)
         try:
             while True:
                 data, fds = await self._receive(framer.wanted)
                 if not data:
-                    if framer.undelivered or framer.started:
+                    if not framer.between_messages:
                         raise PeerError("QEMU left in the middle of a message")
                     return
                 message = framer.feed(data, fds)

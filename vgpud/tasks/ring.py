@@ -72,8 +72,9 @@ class RingTask:
             self._err.close()
         self._err = err
 
-    def refuse(self) -> None:
+    def refuse(self, reason: str) -> None:
         """The ring cannot be started as it was set up."""
+        log.warning("ring-refused", ring=self._index, reason=reason)
         if self._err is not None:
             self._err.signal()
 

@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from vgpud.device.gpu import GpuDevice
-from vgpud.device.outcome import Ask, Outcome, Timeline
+from vgpud.device.outcome import Ask, Outcome, Silence, Timeline
 from vgpud.host.virtqueue import Element
 from vgpud.tasks.display import DisplayLink
 from vgpud.tasks.heads import Ticket
@@ -43,10 +43,9 @@ class ControlServer:
         if isinstance(due, Ask):
             question = due
             parked = self._park(element, push, due)
-            self._display.ask(
-                question,
-                lambda reply: self._settle(parked, self._device.answer(question, reply)),
-            )
+            if question.done is not None:
+                self._display.post(question.done.display)
+            self._display.ask(question, lambda reply: self._answered(parked, question, reply))
             return
         if due.display:
             ticket = self._display.post(due.display)
@@ -71,8 +70,10 @@ class ControlServer:
     def stop(self) -> None:
         """The GPU socket is at its end already: no answer will come."""
         for parked in list(self._parked):
-            due = parked.due
-            self._settle(parked, self._device.answer(due, None) if isinstance(due, Ask) else due)
+            if isinstance(parked.due, Ask):
+                self._answered(parked, parked.due, Silence.LATE)
+            else:
+                self._settle(parked, parked.due)
 
     def _park(self, element: Element, push: Push, due: Ask | Outcome) -> _Parked:
         parked = _Parked(element, push, due.timeline, due)
@@ -80,6 +81,12 @@ class ControlServer:
         if due.timeline is not None:
             self._timelines.setdefault(due.timeline, deque()).append(parked)
         return parked
+
+    def _answered(self, parked: _Parked, ask: Ask, reply: bytes | Silence) -> None:
+        if parked.response is None:
+            outcome = self._device.answer(ask, reply)
+            self._display.post(outcome.display)
+            self._settle(parked, outcome)
 
     def _settle(self, parked: _Parked, outcome: Outcome) -> None:
         """The answer is due: now, or when the fences before it are."""

@@ -1,0 +1,223 @@
+"""One GPU socket: messages out, answers in, in order.
+
+Sending never waits and is never cancelled: `pump` sends what the socket takes, keeps the rest of
+the message, and goes on when there is room. So a message once begun is finished, or its socket is
+dead, because QEMU reads each whole while it holds its big lock.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, NoReturn
+
+import trio
+
+from vgpud import log
+from vgpud.device.outcome import Silence
+from vgpud.tasks.heads import Outgoing, small
+from vgpud.tasks.stats import Stats
+from vgpuwire import Framer, GpuProtocolFeature, GpuRequest, WireError, vhost_user_gpu
+
+PARTS: Final = 64
+"""Pieces a sendmsg is given: more rows than the socket's buffer holds only cost time."""
+
+SOCKET_BUFFER: Final = 1 << 20
+"""Bytes asked of the kernel, which gives what net.core.wmem_max allows: fewer wake-ups a frame."""
+
+OnReply = Callable[[Any], None]
+"""Called with the parsed payload (vgpuwire says which), or a Silence."""
+
+
+@dataclass(slots=True, eq=False)
+class PendingReply:
+    """A request with an answer. QEMU answers in order, but some it never answers."""
+
+    request: GpuRequest
+    on_reply: OnReply | None
+    stats: Stats
+
+    @property
+    def done(self) -> bool:
+        return self.on_reply is None
+
+    def answer(self, payload: object = Silence.LATE) -> None:
+        """Call back once; later calls find nobody."""
+        on_reply, self.on_reply = self.on_reply, None
+        if on_reply is not None:
+            on_reply(payload)
+
+    def expire(self) -> None:
+        if not self.done:
+            self.stats.unanswered += 1
+            self.answer()
+
+
+class GpuSocket:
+    """What was said on one socket and what QEMU owes on it.
+
+    `next_message` is asked for more whenever there is room and no question is waiting to go out.
+    """
+
+    def __init__(
+        self, sock: socket.socket, stats: Stats, next_message: Callable[[], Outgoing | None]
+    ) -> None:
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
+        self.sock = sock
+        self.speaking = False
+        self.served = False
+        self.gone = False
+        self._stats = stats
+        self._next_message = next_message
+        self._scope = trio.CancelScope()
+        self._out: Outgoing | None = None
+        self._questions: deque[bytes] = deque()
+        self._owed: deque[PendingReply] = deque()
+        self._early: list[tuple[int, PendingReply]] = []
+        self._features: GpuProtocolFeature | None = None
+        self._full = trio.Event()
+        self._ask(
+            vhost_user_gpu.get_protocol_features(),
+            PendingReply(GpuRequest.GET_PROTOCOL_FEATURES, self._negotiate, stats),
+        )
+
+    def ask_display_info(self, on_reply: OnReply) -> PendingReply:
+        """The heads' modes: 408 bytes."""
+        question = PendingReply(GpuRequest.GET_DISPLAY_INFO, on_reply, self._stats)
+        self._ask(vhost_user_gpu.get_display_info(), question)
+        return question
+
+    def ask_edid(self, scanout_id: int, on_reply: OnReply) -> PendingReply:
+        """A head's EDID: 1056 bytes; Silence.LATE at once where this QEMU has none (7.2)."""
+        pending = PendingReply(GpuRequest.GET_EDID, on_reply, self._stats)
+        if self._features is None:
+            self._early.append((scanout_id, pending))
+        else:
+            self._ask_edid(scanout_id, pending)
+        return pending
+
+    def pump(self) -> None:
+        """Send until nothing is left or the socket is full."""
+        try:
+            while not self.gone:
+                if self._out is None:
+                    self._out = self._next()
+                    if self._out is None:
+                        return
+                if not _send_parts(self.sock, self._out.parts):
+                    self._full.set()
+                    return
+                sent, self._out = self._out, None
+                self._stats.sent(sent.pixels)
+                for ticket in sent.tickets:
+                    ticket.taken()
+        except OSError as error:  # EPIPE, ECONNRESET: QEMU closed it, as at every stop
+            log.debug("display-gone", error=error)
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Nobody speaks on it or waits for it any more; run() ends. The socket stays open."""
+        if self.gone:
+            return
+        self.gone = True
+        self._scope.cancel()
+        if self._out is not None:
+            for ticket in self._out.tickets:
+                ticket.taken()
+        for question in (*self._owed, *(question for _, question in self._early)):
+            question.answer()
+
+    async def run(self) -> None:
+        """Read answers and send what did not fit, until QEMU closes its end."""
+        self.served = True
+        with self._scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._write)
+                await self._read()
+                nursery.cancel_scope.cancel()
+        self.abandon()
+
+    # -- inside
+
+    def _ask(self, message: bytes, question: PendingReply) -> None:
+        self._owed.append(question)
+        self._questions.append(message)
+        if self._out is None:
+            self.pump()
+
+    def _ask_edid(self, scanout_id: int, question: PendingReply) -> None:
+        if self._features and self._features & GpuProtocolFeature.EDID:
+            self._ask(vhost_user_gpu.get_edid(scanout_id), question)
+            # QEMU says nothing for a head that it lacks, but it answers in order: an answer to
+            # this one first tells.
+            self.ask_display_info(lambda _: None)
+        else:
+            question.answer()
+
+    def _negotiate(self, offered: int | Silence) -> None:
+        if isinstance(offered, Silence):
+            return
+        self._features = GpuProtocolFeature(offered) & GpuProtocolFeature.EDID
+        self._questions.append(vhost_user_gpu.set_protocol_features(self._features))
+        early, self._early = self._early, []
+        for scanout_id, question in early:
+            self._ask_edid(scanout_id, question)
+        if self._out is None:
+            self.pump()
+
+    def _next(self) -> Outgoing | None:
+        if self._questions:
+            return small(self._questions.popleft())
+        return self._next_message() if self.speaking else None
+
+    async def _write(self) -> None:
+        while True:
+            await self._full.wait()
+            await trio.lowlevel.wait_writable(self.sock)
+            self._full = trio.Event()
+            self.pump()
+
+    async def _read(self) -> None:
+        """QEMU's answers go through a non-blocking write whose result it ignores, so they are
+        drained whether or not anybody waits."""
+        framer: Framer[NoReturn] = Framer(vhost_user_gpu.REPLIES)
+        while True:
+            await trio.lowlevel.wait_readable(self.sock)
+            try:
+                data = self.sock.recv(framer.wanted)
+                if not data:
+                    return
+                reply = framer.feed(data)
+            except BlockingIOError:
+                continue
+            except (OSError, WireError) as error:
+                log.warning("display-lost", error=error)
+                return
+            if reply is not None:
+                self._receive(reply.request, reply.payload)
+
+    def _receive(self, request: int, payload: object) -> None:
+        if not any(question.request == request for question in self._owed):
+            # A stale "blocked" of QEMU answers a DMABUF_UPDATE of the socket before (trap 24).
+            log.debug("display-unasked", request=request)
+            return
+        while (question := self._owed.popleft()).request != request:
+            question.answer(Silence.ABSENT)  # QEMU answers in order: it never will
+        question.answer(payload)
+
+
+def _send_parts(sock: socket.socket, parts: deque[memoryview]) -> bool:
+    """Send pieces without waiting; False where the socket is full and some are left."""
+    while parts:
+        try:
+            sent = sock.sendmsg([parts[i] for i in range(min(len(parts), PARTS))])
+        except BlockingIOError:
+            return False
+        while parts and sent >= len(parts[0]):
+            sent -= len(parts.popleft())
+        if sent:
+            parts[0] = parts[0][sent:]
+    return True
