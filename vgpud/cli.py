@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Final, NoReturn
 
 from vgpud import __version__, log
-from vgpud.config import Config
+from vgpud.config import DEFAULT_HOSTMEM, Config
 from vgpud.errors import HostError
 
 CAPABILITIES: Final = {"type": "gpu", "features": []}
@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--max-hostmem",
         type=_bytes,
-        default=Config.max_hostmem,
+        default=DEFAULT_HOSTMEM,
         metavar="SIZE",
         help="memory for a guest's 2D resources, as in QEMU (256M)",
     )
@@ -55,7 +55,9 @@ def _parser() -> argparse.ArgumentParser:
 def _bytes(text: str) -> int:
     """A size: bytes, or with a suffix K, M, G (powers of 1024)."""
     units = {"K": 10, "M": 20, "G": 30}
-    digits, shift = (text[:-1], units[text[-1].upper()]) if text[-1:].upper() in units else (text, 0)
+    digits, shift = (
+        (text[:-1], units[text[-1].upper()]) if text[-1:].upper() in units else (text, 0)
+    )
     if not digits.isdecimal() or int(digits) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is no size: use bytes, or K, M, G")
     return int(digits) << shift

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
+
+DEFAULT_HOSTMEM: Final = 256 << 20
+"""Bytes, as QEMU's max_hostmem."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,5 +22,5 @@ class Config:
     scanout: str = "auto"
     render_node: str | None = None
     log_level: str = "info"
-    max_hostmem: int = 256 << 20
-    """Bytes of 2D resources a guest may have; the sum stays below it, as in QEMU."""
+    max_hostmem: int = DEFAULT_HOSTMEM
+    """Bytes of 2D resources that a guest may have; the sum stays below it."""

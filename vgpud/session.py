@@ -19,7 +19,7 @@ from vgpud.host.surfaces import HostPixelStore
 from vgpud.host.virtqueue import Virtqueue
 from vgpud.tasks.display import DisplayLink
 from vgpud.tasks.frontend import FrontendLink
-from vgpud.tasks.ring import RingTask
+from vgpud.tasks.ring import RingTask, Server
 from vgpud.tasks.servers import ControlServer, CursorServer
 from vgpud.tasks.stats import Stats
 from vgpuwire import MAX_SCANOUTS
@@ -42,7 +42,7 @@ class Session:
         self._display = DisplayLink(self.stats)
         self._backend = VhostUserBackend(int(FEATURES))
         self._frontend = FrontendLink(sock, self._backend, self._perform)
-        servers = (
+        servers: tuple[Server, ...] = (
             ControlServer(self._device, self._display),
             CursorServer(self._device, self._display),
         )

@@ -71,10 +71,9 @@ class GpuDevice:
     are at least `known_scanouts` and at most `num_scanouts`, and it is asked about one between.
     """
 
-    def __init__(self, store: PixelStore, max_hostmem: int | None = None) -> None:
+    def __init__(self, store: PixelStore, max_hostmem: int) -> None:
         self._store = store
-        budget = Budget() if max_hostmem is None else Budget(max_hostmem)
-        self.resources = ResourceTable(budget)
+        self.resources = ResourceTable(Budget(max_hostmem))
         self.scanouts = Scanouts()
         self.cursors = Cursors()
         self.known_scanouts = 1

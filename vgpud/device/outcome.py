@@ -1,8 +1,8 @@
 """What executing a command leads to: plain values that the ring task carries on.
 
-    Outcome      an answer for the guest and messages for the display
-    Ask          a question for the display; the command is parked until it is answered
-    ShowSurface, Damage, CursorImage, CursorMove: messages for the display
+Outcome      an answer for the guest and messages for the display
+Ask          a question for the display; the command is parked until it is answered
+ShowSurface, Damage, CursorImage, CursorMove: messages for the display
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class Surface(Protocol):
 class PixelStore(Protocol):
     """Makes surfaces and backings."""
 
-    def create_surface(self, width: int, height: int, format: int) -> Surface:
+    def create_surface(self, width: int, height: int, pixel_format: int) -> Surface:
         """Raises GuestError(ERR_OUT_OF_MEMORY) where the host has no memory or fd left."""
 
     def resolve(self, entries: bytes) -> Backing:

@@ -10,9 +10,6 @@ from vgpud.device.pixels import BYTES_PER_PIXEL, Backing, Surface
 from vgpud.errors import GuestError
 from vgpuwire import Ctrl
 
-MAX_HOSTMEM: Final = 256 << 20
-"""Bytes of host memory for all 2D resources, as QEMU's max_hostmem; the sum stays below it."""
-
 MAX_RESOURCES: Final = 1 << 16
 """A resource costs the host about 1 KiB beside its pixels: 64 MiB at most. Without a count, a
 guest makes 67 million resources of one pixel within the 256 MiB."""
@@ -42,9 +39,9 @@ class Resource:
 
 
 class Budget:
-    """Host memory that one guest may take, in bytes."""
+    """Host memory for the 2D resources of one guest, in bytes; the sum stays below `limit`."""
 
-    def __init__(self, limit: int = MAX_HOSTMEM) -> None:
+    def __init__(self, limit: int) -> None:
         self.limit = limit
         self.used = 0
 

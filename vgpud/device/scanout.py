@@ -114,4 +114,3 @@ class Cursors:
 
     def clear(self) -> None:
         self._images.clear()
-

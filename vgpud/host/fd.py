@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import Self
 
 
@@ -53,14 +54,10 @@ class EventFd(OwnedFd):
 
     def signal(self) -> None:
         """Add one. A counter that is full already wakes its reader: that is no error."""
-        try:
+        with suppress(BlockingIOError):
             os.eventfd_write(self._fd, 1)
-        except BlockingIOError:
-            pass
 
     def drain(self) -> None:
         """Take all that was signalled; nothing where nobody did."""
-        try:
+        with suppress(BlockingIOError):
             os.eventfd_read(self._fd)
-        except BlockingIOError:
-            pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from contextlib import suppress
 from typing import Final
 from weakref import WeakSet
 
@@ -43,10 +44,8 @@ class HostBacking:
 
     def rebind(self, memory: Snapshot) -> None:
         self.native = None  # first: nothing may hold the old mapping, whatever comes
-        try:
+        with suppress(ValueError):  # lost until the table has the addresses again (row R09)
             self.native = _native.Backing(memory, self._entries)
-        except ValueError:
-            pass  # lost until the table has the addresses again (row R09)
 
 
 class HostSurface:
@@ -54,9 +53,9 @@ class HostSurface:
 
     __slots__ = ("_memory", "_swizzle", "height", "pixels", "width")
 
-    def __init__(self, width: int, height: int, format: int) -> None:
+    def __init__(self, width: int, height: int, pixel_format: int) -> None:
         self.width, self.height = width, height
-        self._swizzle = SWIZZLE[Format(format)]
+        self._swizzle = SWIZZLE[Format(pixel_format)]
         size = width * height * 4
         self._memory: bytearray | mmap.mmap
         if size < SMALL:
@@ -95,10 +94,10 @@ class HostPixelStore:
         self._memory = memory
         self._backings: WeakSet[HostBacking] = WeakSet()
 
-    def create_surface(self, width: int, height: int, format: int) -> HostSurface:
+    def create_surface(self, width: int, height: int, pixel_format: int) -> HostSurface:
         """See `PixelStore.create_surface`."""
         try:
-            return HostSurface(width, height, format)
+            return HostSurface(width, height, pixel_format)
         except (MemoryError, OSError) as error:
             raise GuestError(Ctrl.RESP_ERR_OUT_OF_MEMORY, str(error)) from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import suppress
 
 
 def notify(*lines: str) -> None:
@@ -14,10 +15,8 @@ def notify(*lines: str) -> None:
         return
     address = "\0" + path[1:] if path[0] == "@" else path
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-        try:
+        with suppress(OSError):
             sock.sendto("\n".join(lines).encode(), address)
-        except OSError:
-            pass
 
 
 def listen_fds() -> list[int]:
