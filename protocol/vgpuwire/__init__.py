@@ -23,36 +23,21 @@ from vgpuwire.errors import (
 from vgpuwire.framing import Dialect, Framer, Header, Message
 from vgpuwire.record import Record, field
 from vgpuwire.vhost_user import (
-    VHOST_USER_F_PROTOCOL_FEATURES,
     ConfigSpace,
     MemRegion,
     MemTable,
-    ProtocolFeature,
-    Request,
     VringAddr,
     VringFd,
     VringState,
 )
 from vgpuwire.vhost_user_gpu import GpuProtocolFeature, GpuRequest
+from vgpuwire.vhost_user_numbers import VHOST_USER_F_PROTOCOL_FEATURES, ProtocolFeature, Request
 from vgpuwire.virtio_gpu import (
-    BLOB_FLAG_USE_CROSS_DEVICE,
-    BLOB_FLAG_USE_MAPPABLE,
-    BLOB_FLAG_USE_SHAREABLE,
-    BLOB_MEM_GUEST,
-    BLOB_MEM_HOST3D,
-    BLOB_MEM_HOST3D_GUEST,
     COMMANDS,
-    EVENT_DISPLAY,
-    FLAG_FENCE,
-    FLAG_INFO_RING_IDX,
-    MAX_SCANOUTS,
     Config,
-    Ctrl,
     CtrlHdr,
     CursorPos,
     DisplayOne,
-    Feature,
-    Format,
     GetCapset,
     GetCapsetInfo,
     GetEdid,
@@ -76,6 +61,21 @@ from vgpuwire.virtio_gpu import (
     SetScanoutBlob,
     TransferToHost2D,
     UpdateCursor,
+)
+from vgpuwire.virtio_gpu_numbers import (
+    BLOB_FLAG_USE_CROSS_DEVICE,
+    BLOB_FLAG_USE_MAPPABLE,
+    BLOB_FLAG_USE_SHAREABLE,
+    BLOB_MEM_GUEST,
+    BLOB_MEM_HOST3D,
+    BLOB_MEM_HOST3D_GUEST,
+    EVENT_DISPLAY,
+    FLAG_FENCE,
+    FLAG_INFO_RING_IDX,
+    MAX_SCANOUTS,
+    Ctrl,
+    Feature,
+    Format,
 )
 from vgpuwire.virtio_ring import AvailHeader, Desc, RingFeature, UsedElem, UsedHeader
 
