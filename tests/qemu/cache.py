@@ -56,6 +56,18 @@ def lock(name: str) -> Iterator[None]:
         yield
 
 
+def remove(folder: Path) -> None:
+    """Remove a folder; what a killed mmdebstrap left mounted in it (/proc) is unmounted first.
+
+    Removing across such a mount would reach into the running system.
+    """
+    table = Path("/proc/self/mountinfo").read_text().splitlines()
+    below = [point for line in table if (point := line.split()[4]).startswith(f"{folder}/")]
+    for point in sorted(below, reverse=True):
+        subprocess.run(["umount", "--lazy", point], check=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def made(relative: str, make: Callable[[Path], None]) -> Path:
     """The path of `relative` in the cache, made by `make(empty_folder)` if it is not there yet.
 
@@ -70,14 +82,14 @@ def made(relative: str, make: Callable[[Path], None]) -> Path:
         final.parent.mkdir(parents=True, exist_ok=True)
         # Left by a run that was killed: we hold the lock, so nobody is filling it now.
         for stale in final.parent.glob(f".{final.name}.*"):
-            shutil.rmtree(stale, ignore_errors=True)
+            remove(stale)
         work = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
         work.chmod(0o755)
         try:
             make(work)
             work.rename(final)
         except BaseException:
-            shutil.rmtree(work, ignore_errors=True)
+            remove(work)
             raise
     return final
 

@@ -49,9 +49,7 @@ def root(name: str) -> Path:
         with step(f"making a Debian root for {wanted.why} ({name}, about 40 s)"):
             run(
                 [
-                    # What it mounts in the root goes with it, even if it is killed: a later
-                    # clean-up must never find /proc below a folder that it removes.
-                    *("unshare", "--mount", "mmdebstrap"),
+                    "mmdebstrap",
                     "--variant=minbase",
                     "--aptopt=APT::Install-Recommends false",
                     "--aptopt=Acquire::Retries 5",

@@ -34,10 +34,12 @@ if [ ${#missing[@]} -gt 0 ]; then
     [ "$(id -u)" = 0 ] || fail "run as root once, or: apt-get install ${missing[*]}"
     say "installing Debian packages: ${missing[*]}"
     export DEBIAN_FRONTEND=noninteractive
+    mkdir -p "$cache"
+    log=$cache/apt.log
     # A third party's list that fails here is no reason to stop: ours may be among the good ones.
-    apt-get -qq update >&2 || say "apt-get update failed for some sources; going on"
-    apt-get -qq -o Acquire::Retries=5 -o Dpkg::Use-Pty=0 install -y --no-install-recommends \
-        "${missing[@]}" >&2 || fail "apt-get install failed: see above"
+    apt-get -q update >"$log" 2>&1 || say "apt-get update failed for some sources; going on"
+    apt-get -q -o Acquire::Retries=5 -o Dpkg::Use-Pty=0 install -y --no-install-recommends \
+        "${missing[@]}" >>"$log" 2>&1 || { tail -n 20 "$log" >&2; fail "apt-get failed: see above"; }
     new_enough "$python" || fail "Python 3.11 or newer is needed: PYTHON=/path/to/python3 make ..."
     include=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
     [ -e "$include/Python.h" ] || fail "$python has no Python.h: choose another by PYTHON=/path"
