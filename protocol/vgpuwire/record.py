@@ -16,6 +16,8 @@ and content. All integers are little-endian. `Rect.layout` is the real `construc
 struct format is made by walking the declaration, and the tests hold both to the same bytes. An
 array of records is `field(Array(16, Rect.layout))`.
 
+A module of records starts with `from __future__ import annotations`.
+
 Only the layout is checked here. What a value means is checked by whoever uses it.
 """
 
@@ -26,6 +28,7 @@ import sys
 from collections import namedtuple
 from collections.abc import Callable
 from functools import partial
+from itertools import accumulate
 from typing import Any, ClassVar, Final, NamedTuple, Self, dataclass_transform
 
 import construct as cs
@@ -64,7 +67,7 @@ class _Codec(NamedTuple):
 
 def _codec(layout: Any) -> _Codec:
     """Walk a declaration. Raises TypeError for what has no fixed little-endian format."""
-    record = layout if isinstance(layout, RecordType) else getattr(layout, "record", None)
+    record = getattr(layout, "record", layout)
     if isinstance(record, RecordType) and record is not Record:
         return record._codec
     if isinstance(layout, cs.FormatField) and layout.fmtstr[0] == "<":
@@ -87,11 +90,12 @@ def _bytes_codec(size: int) -> _Codec:
 
 
 def _array_codec(count: int, item: _Codec) -> _Codec:
-    step, make = item.leaves, item.make
+    step, make_one = item.leaves, item.make
 
-    def make_each(leaves: tuple[Any, ...]) -> tuple[Any, ...]:
-        assert make is not None
-        return tuple([make(leaves[at : at + step]) for at in range(0, len(leaves), step)])
+    def make(leaves: tuple[Any, ...]) -> tuple[Any, ...]:
+        if make_one is None:
+            return leaves
+        return tuple([make_one(leaves[at : at + step]) for at in range(0, len(leaves), step)])
 
     def put(leaves: list[Any], value: Any) -> None:
         if not isinstance(value, tuple) or len(value) != count:
@@ -99,20 +103,18 @@ def _array_codec(count: int, item: _Codec) -> _Codec:
         for one in value:
             item.put(leaves, one)
 
-    make_all = tuple if make is None else make_each
-    return _Codec(item.format * count, count * step, make_all, put)
+    return _Codec(item.format * count, count * step, make, put)
 
 
-def _record_codec(record: Any, layout: str, codecs: tuple[_Codec, ...]) -> _Codec:
-    plan, at = [], 0
-    for codec in codecs:
-        plan.append((codec.make, at if codec.make is None else slice(at, at + codec.leaves)))
-        at += codec.leaves
-    flat = all(make is None for make, _ in plan)
-    record._plan = None if flat else tuple(plan)
+def _record_codec(record: RecordType, layout: str, codecs: tuple[_Codec, ...]) -> _Codec:
+    ends = tuple(accumulate(codec.leaves for codec in codecs))
+    plan = [
+        (codec.make, end - 1 if codec.make is None else slice(end - codec.leaves, end))
+        for codec, end in zip(codecs, ends, strict=True)
+    ]
 
-    def make_nested(leaves: tuple[Any, ...]) -> Any:
-        return _new(record, [make(leaves[at]) if make else leaves[at] for make, at in plan])
+    def make(leaves: tuple[Any, ...]) -> Any:
+        return _new(record, [one(leaves[at]) if one else leaves[at] for one, at in plan])
 
     def put(leaves: list[Any], value: Any) -> None:
         if type(value) is not record:
@@ -120,15 +122,19 @@ def _record_codec(record: Any, layout: str, codecs: tuple[_Codec, ...]) -> _Code
         for codec, one in zip(codecs, value, strict=True):
             codec.put(leaves, one)
 
-    return _Codec(layout, at, partial(_new, record) if flat else make_nested, put)
+    flat = all(codec.make is None for codec in codecs)
+    return _Codec(layout, ends[-1], partial(_new, record) if flat else make, put)
 
 
 class RecordType(type):
     """The class of Record classes: turns fields into a named tuple with a struct format."""
 
     _parts: dict[str, Any]
+    """Fields and padding, as declared."""
     _codecs: dict[str, _Codec]
+    """Of the fields."""
     _codec: _Codec
+    """Of the whole."""
     _layout: Any
 
     def __new__(mcs, name: str, bases: tuple[type, ...], space: dict[str, Any]) -> RecordType:
@@ -137,32 +143,25 @@ class RecordType(type):
         if bases != (Record,):
             raise TypeError(f"{name}: a record derives from Record alone")
         parts = _declared(name, space)
-        fields = {key: part for key, part in parts.items() if isinstance(part, _Field)}
-        defaults = [f.default for f in fields.values() if f.default is not _REQUIRED]
-        values = namedtuple(name, fields, defaults=defaults)  # type: ignore[misc]  # noqa: PYI024
-        body = {key: value for key, value in space.items() if key not in parts}
-        cls = super().__new__(mcs, name, (Record, values), {"__slots__": (), **body})
-        cls._parts, cls._layout = parts, None
-        cls._bind()
-        return cls
-
-    def _bind(cls) -> None:
-        """Walk the fields: the struct format, and how nested values are taken and put."""
-        formats, cls._codecs = [], {}
-        for key, part in cls._parts.items():
-            if not isinstance(part, _Field):
+        codecs, formats = {}, []
+        for key, part in parts.items():
+            if isinstance(part, _Field):
+                try:
+                    codecs[key] = _codec(part.layout)
+                except TypeError as error:
+                    raise TypeError(f"{name}.{key}: {error}") from None
+                formats.append(codecs[key].format)
+            else:
                 formats.append(f"{part.length}x")
-                continue
-            try:
-                cls._codecs[key] = codec = _codec(part.layout)
-            except TypeError as error:
-                raise TypeError(f"{cls.__name__}.{key}: {error}") from None
-            formats.append(codec.format)
-        codecs = tuple(cls._codecs.values())
-        cls._scalars = all(codec.put is list.append for codec in codecs)
-        cls._codec = _record_codec(cls, "".join(formats), codecs)
+        defaults = [parts[key].default for key in codecs if parts[key].default is not _REQUIRED]
+        values = namedtuple(name, codecs, defaults=defaults)  # type: ignore[misc]  # noqa: PYI024
+        body = {key: value for key, value in space.items() if key not in parts}
+        cls: Any = super().__new__(mcs, name, (Record, values), {"__slots__": (), **body})
+        cls._parts, cls._codecs, cls._layout = parts, codecs, None
+        cls._codec = _record_codec(cls, "".join(formats), tuple(codecs.values()))
         cls._struct = struct.Struct("<" + cls._codec.format)
         cls.SIZE = cls._struct.size
+        return cls  # type: ignore[no-any-return]
 
     @property
     def layout(cls) -> Any:
@@ -170,11 +169,9 @@ class RecordType(type):
         if cls._layout is None:
             subcons = []
             for key, part in cls._parts.items():
-                if isinstance(part, _Field):
-                    nested = isinstance(part.layout, RecordType)
-                    subcons.append(key / (part.layout.layout if nested else part.layout))
-                else:
-                    subcons.append(part)
+                inner = part.layout if isinstance(part, _Field) else part
+                inner = inner.layout if isinstance(inner, RecordType) else inner
+                subcons.append(key / inner if isinstance(part, _Field) else inner)
             cls._layout = cs.Struct(*subcons)
             cls._layout.record = cls
         return cls._layout
@@ -184,23 +181,28 @@ def _declared(name: str, space: dict[str, Any]) -> dict[str, Any]:
     """Fields and padding of a class body, in order. Raises TypeError for half a declaration."""
     parts = {key: value for key, value in space.items() if isinstance(value, _Field | cs.Construct)}
     annotated = space.get("__annotations__", {})
+    optional = False
     for key, part in parts.items():
-        if isinstance(part, _Field) and key not in annotated:
+        if not isinstance(part, _Field):
+            if not (isinstance(part, cs.Padded) and part.subcon is cs.Pass):
+                raise TypeError(f"{name}.{key}: write field(...) around a construct")
+            continue
+        if key not in annotated:
             raise TypeError(f"{name}.{key}: a field needs a type")
-        if not isinstance(part, _Field) and not _is_padding(part):
-            raise TypeError(f"{name}.{key}: write field(...) around a construct")
-        if key in Record.__dict__ or key == "layout":
-            raise TypeError(f"{name}.{key}: every record has an attribute of that name")
-    for key in annotated:
-        if key not in parts and "ClassVar" not in str(annotated[key]):
+        if key in _TAKEN or key.startswith("_"):
+            raise TypeError(f"{name}.{key}: not a name for a field")
+        if optional and part.default is _REQUIRED:
+            raise TypeError(f"{name}.{key}: needs a default, as the field before it has one")
+        optional = part.default is not _REQUIRED
+    for key, kind in annotated.items():
+        if key not in parts and "ClassVar" not in str(kind):
             raise TypeError(f"{name}.{key}: has no field(...)")
-    if not annotated:
+    if not any(isinstance(part, _Field) for part in parts.values()):
         raise TypeError(f"{name}: a record needs a field")
     return parts
 
 
-def _is_padding(part: Any) -> bool:
-    return isinstance(part, cs.Padded) and part.subcon is cs.Pass and isinstance(part.length, int)
+_TAKEN: Final = frozenset({"SIZE", "layout", "decode", "encode", "mro"})
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
@@ -212,37 +214,26 @@ class Record(metaclass=RecordType):
     SIZE: ClassVar[int]
     """Bytes on the wire."""
     _struct: ClassVar[struct.Struct]
-    _scalars: ClassVar[bool]
-    """All fields are integers: the values are the leaves."""
-    _plan: ClassVar[tuple[tuple[Any, Any], ...] | None]
-    """(codec.make, index or slice of the leaves) of each field; None where all are leaves."""
 
     @classmethod
     def decode(cls, buffer: Buffer, offset: int = 0) -> Self:
         """The record at `offset`; bytes behind it are ignored. Raises Truncated."""
         try:
-            values = cls._struct.unpack_from(buffer, offset)
+            leaves = cls._struct.unpack_from(buffer, offset)
         except struct.error:
             raise Truncated(
                 f"{cls.__name__}: {len(buffer)} bytes, needs {cls.SIZE} from byte {offset}"
             ) from None
-        plan = cls._plan
-        if plan is None:
-            return _new(cls, values)  # type: ignore[no-any-return]
-        fields = [make(values[at]) if make else values[at] for make, at in plan]
-        return _new(cls, fields)  # type: ignore[no-any-return]
+        return cls._codec.make(leaves)  # type: ignore[misc, no-any-return]
 
     def encode(self) -> bytes:
         """SIZE bytes. Raises WireError naming the field whose value does not fit."""
-        cls = type(self)
+        leaves: list[Any] = []
         try:
-            if cls._scalars:
-                return cls._struct.pack(*self)  # type: ignore[misc]
-            leaves: list[Any] = []
-            cls._codec.put(leaves, self)
-            return cls._struct.pack(*leaves)
+            type(self)._codec.put(leaves, self)
+            return self._struct.pack(*leaves)
         except struct.error:
-            raise WireError(_blame(self)) from None
+            raise WireError(f"{type(self).__name__}{_blame(self)}") from None
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and tuple.__eq__(self, other)  # type: ignore
@@ -255,14 +246,13 @@ class Record(metaclass=RecordType):
 
 
 def _blame(record: Any) -> str:
-    """Which field does not fit, as `Outer.inner.field: why`."""
+    """Which field does not fit, as `.inner.field: why`; empty where all do."""
     for (name, codec), value in zip(type(record)._codecs.items(), record, strict=True):
         try:
             leaves: list[Any] = []
             codec.put(leaves, value)
             struct.pack("<" + codec.format, *leaves)
         except struct.error as error:
-            inner = f".{_blame(value).partition('.')[2]}" if isinstance(value, Record) else ""
-            detail = inner if len(inner) > 1 else f": {value!r}: {error}"
-            return f"{type(record).__name__}.{name}{detail}"
+            inner = _blame(value) if isinstance(value, Record) else ""
+            return f".{name}{inner}" if inner else f".{name}: {value!r:.80}: {error}"
     return ""
