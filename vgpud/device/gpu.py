@@ -118,9 +118,12 @@ class GpuDevice:
         """The answer to a question. `reply` is QEMU's payload (408 or 1056 bytes, a whole
         virtio-gpu response). Where it was late: the last display info, an EDID of our own, a
         head taken for real (rows D01, D07)."""
+        about_a_head = ask.question is not Question.DISPLAY_INFO
+        if reply is Silence.ABSENT and not (about_a_head and self._may_lack(ask.scanout_id)):
+            reply = Silence.LATE  # a question was lost: a head that was there stays there
         if reply is Silence.ABSENT:
             self.num_scanouts = min(self.num_scanouts, ask.scanout_id)
-        elif ask.question is not Question.DISPLAY_INFO and reply is not Silence.LATE:
+        elif about_a_head and reply is not Silence.LATE:
             self.known_scanouts = max(self.known_scanouts, ask.scanout_id + 1)
         if ask.question is Question.DISPLAY_INFO:
             return Outcome(self._display_info_response(ask, reply), (), ask.timeline)
@@ -131,6 +134,9 @@ class GpuDevice:
             return Outcome(ask.done.response, (), ask.timeline)
         display = self.scanouts.disable(ask.scanout_id)
         return Outcome(self._error(ask.hdr, _no_scanout(ask.scanout_id)), display, ask.timeline)
+
+    def _may_lack(self, scanout_id: int) -> bool:
+        return scanout_id >= self.known_scanouts
 
     def _display_info_response(self, ask: Ask, reply: bytes | Silence) -> bytes:
         if isinstance(reply, bytes):
@@ -207,10 +213,10 @@ class GpuDevice:
                 display = self.scanouts.show(cmd.scanout_id, resource, cmd.r)
             done = self._ok(cmd.hdr, display)
         except GuestError as error:
-            if cmd.scanout_id < self.known_scanouts:
+            if not self._may_lack(cmd.scanout_id):
                 raise
             done = Outcome(self._header(cmd.hdr, error.code).encode())
-        if cmd.scanout_id < self.known_scanouts:
+        if not self._may_lack(cmd.scanout_id):
             return done
         return Ask(Question.HEAD, cmd.hdr, self._timeline(cmd.hdr), cmd.scanout_id, done)
 
