@@ -12,8 +12,9 @@ new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev
 python=
 for candidate in ${PYTHON:-} python3 /usr/bin/python3; do
     if command -v "$candidate" >/dev/null && new_enough "$candidate"; then
-        # The program itself: a pyenv shim would choose another one in another folder.
-        python=$("$candidate" -c 'import sys; print(sys.executable)')
+        # The program itself: not a pyenv shim, which chooses another one in another folder, nor the
+        # python of a virtual environment that happens to be active.
+        python=$("$candidate" -c 'import sys; print(sys._base_executable)')
         break
     fi
 done
