@@ -331,7 +331,9 @@ class DriverQueue:
         taken, self._free = self._free[:count], self._free[count:]
         return taken
 
-    def _link(self, table: int, indices: Sequence[int], rows: Sequence[tuple[int, int, int]]) -> None:
+    def _link(
+        self, table: int, indices: Sequence[int], rows: Sequence[tuple[int, int, int]]
+    ) -> None:
         for i, (addr, length, flags) in enumerate(rows):
             last = i == len(rows) - 1
             self.write_descriptor(
