@@ -13,7 +13,8 @@ from typing import Final
 from vgpud.errors import PeerError
 from vgpuwire import VHOST_USER_F_PROTOCOL_FEATURES, Feature, ProtocolFeature, RingFeature
 
-TRANSPORT_FEATURES: Final = (
+# Plain ints: the complement of an IntFlag knows only the bits that have a name.
+TRANSPORT_FEATURES: Final = int(
     RingFeature.VERSION_1  # the device has no legacy form (virtio 1.3, 5.7)
     | VHOST_USER_F_PROTOCOL_FEATURES  # QEMU does not start without protocol features
     | RingFeature.INDIRECT_DESC  # QEMU gives it to the guest whether offered or not
@@ -21,7 +22,7 @@ TRANSPORT_FEATURES: Final = (
 )
 """Offered together with the device's own bits (EDID and so on), which the device states."""
 
-PROTOCOL_FEATURES: Final = (
+PROTOCOL_FEATURES: Final = int(
     ProtocolFeature.MQ  # the specification wants it of every back-end; the answer is 2
     | ProtocolFeature.REPLY_ACK  # without it a memory table cannot be refused
     | ProtocolFeature.CONFIG  # QEMU's vhost-user-gpu does not realize without
@@ -32,8 +33,8 @@ PROTOCOL_FEATURES: Final = (
 implement itself (INBAND_NOTIFICATIONS, XEN_MMAP). LOG_SHMFD would let `migrate` start although
 no device state is transferred."""
 
-_TOLERATED: Final = (
-    int(TRANSPORT_FEATURES)
+_TOLERATED: Final = int(
+    TRANSPORT_FEATURES
     | RingFeature.RING_RESET  # QEMU handles it alone (queue_reset=on is its default)
     | 1 << 24  # NOTIFY_ON_EMPTY and ANY_LAYOUT: legacy bits that mean nothing beside VERSION_1,
     | 1 << 27  # but a guest's driver can take them because QEMU's defaults have them on

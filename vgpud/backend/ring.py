@@ -135,17 +135,17 @@ class RingConfig:
     def set_size(self, size: int) -> None:
         """SET_VRING_NUM. The guest chose it, so a bad one is found at the start of the ring."""
         self.size = size
-        self._described()
+        self._describe()
 
     def set_addr(self, addr: VringAddr) -> None:
         """SET_VRING_ADDR; checked at the start, as the size is."""
         self.addr = addr
-        self._described()
+        self._describe()
 
     def set_base(self, base: int) -> None:
         """SET_VRING_BASE; checked at the start."""
         self.base, self.base_told = base, True
-        self._described()
+        self._describe()
 
     def problem(self) -> str | None:
         """Why the ring cannot be started as described; None if it can. start() comes next, or
@@ -200,7 +200,7 @@ class RingConfig:
         self._forget()
         self.enabled, self.returned = False, None
 
-    def _described(self) -> None:
+    def _describe(self) -> None:
         complete = self.size is not None and self.addr is not None
         self._move(Event.COMPLETE if complete else Event.DESCRIBE)
 

@@ -87,9 +87,9 @@ class VhostUserBackend:
         num_capsets: int = 0,
         num_scanouts: int = 1,
     ) -> None:
-        if protocol_features & ~PROTOCOL_FEATURES:
+        if int(protocol_features) & ~PROTOCOL_FEATURES:
             raise ValueError(f"protocol features {protocol_features:#x}: not all are implemented")
-        self.offered: Final = features | int(TRANSPORT_FEATURES)
+        self.offered: Final = int(features) | TRANSPORT_FEATURES
         self.offered_protocol: Final = int(protocol_features)
         self.features: int | None = None
         """As set by SET_FEATURES; None before it."""
