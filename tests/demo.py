@@ -83,7 +83,8 @@ def demo(wanted: Qemu, command: tuple[str, ...], is_vgpud: bool) -> None:
     begin = time.monotonic()
     with backend(command) as (child, gpu):
         with machine(wanted, image, gpu, children=[child]) as vm:
-            say(f"QEMU {wanted.version} ({wanted.name}) and {' '.join(command[-2:])} are running")
+            name = "vgpud" if is_vgpud else "QEMU's own back-end"
+            say(f"QEMU {wanted.version} ({wanted.name}) and {name} are running")
             with step("booting Linux"):
                 version = vm.wait_ready()
             say(f"Linux {version} is up, {time.monotonic() - begin:.1f} s after the start")
@@ -95,8 +96,6 @@ def demo(wanted: Qemu, command: tuple[str, ...], is_vgpud: bool) -> None:
             code = child.wait()
             if code != 0:
                 raise MachineError(f"the back-end's exit code is {code}\n{vm.logs()}")
-            if is_vgpud:
-                say_statistics(child)
 
 
 def interrupt(_signal: int, _frame: FrameType | None) -> None:

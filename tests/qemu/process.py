@@ -15,6 +15,7 @@ class Child:
         """Start `argv`, with these fds open in it under the same numbers."""
         self.name = name
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed by stop)
+        self._last_words = ""
         # Its own session: Ctrl-C on a terminal reaches only us, and we end the others in order.
         # setpriv: the kernel kills it if we are killed, so that no test run leaves a QEMU behind.
         self.process = subprocess.Popen(
@@ -38,7 +39,9 @@ class Child:
         return self.process.pid
 
     def log(self) -> str:
-        """All that it wrote to stdout and stderr so far."""
+        """All that it wrote to stdout and stderr so far, or until it was stopped."""
+        if self._log.closed:
+            return self._last_words
         size = os.fstat(self._log.fileno()).st_size
         return os.pread(self._log.fileno(), size, 0).decode(errors="replace")
 
@@ -78,4 +81,8 @@ class Child:
                 self.process.wait(patience)
             except subprocess.TimeoutExpired:
                 self.process.kill()
-        return self.process.wait()
+        code = self.process.wait()
+        if not self._log.closed:
+            self._last_words = self.log()
+            self._log.close()
+        return code

@@ -12,6 +12,8 @@ def test_ppm() -> None:
     """Pixels that look like white space belong to the picture."""
     rgb = b"\n \t" * 4
     assert parse_ppm(b"P6\n2 2\n255\n" + rgb) == Picture(2, 2, rgb)
+    padded = rgb[:6] + b"??" + rgb[6:] + b"??"
+    assert parse_ppm(b"P6\n2 2\n255\n" + padded) == Picture(2, 2, rgb)
     for bad in (b"", b"P5\n2 2\n255\n", b"P6\n2 2\n255\n" + rgb[:-1]):
         with pytest.raises(ValueError, match="PPM"):
             parse_ppm(bad)

@@ -47,7 +47,12 @@ def parse_ppm(data: bytes) -> Picture:
     header = re.match(rb"P6\s+(\d+)\s+(\d+)\s+255\s", data)
     if header is None:
         raise ValueError(f"not a PPM of QEMU's: {data[:32]!r}")
-    picture = Picture(int(header[1]), int(header[2]), data[header.end() :])
-    if len(picture.rgb) != picture.width * picture.height * 3:
-        raise ValueError(f"a PPM of {len(picture.rgb)} bytes for {picture.width}x{picture.height}")
-    return picture
+    width, height = int(header[1]), int(header[2])
+    rgb = data[header.end() :]
+    # QEMU pads each row to 4 bytes, which a PPM has no word for (ui/ui-qmp-cmds.c, ppm_save).
+    padded = (width * 3 + 3) & ~3
+    if len(rgb) == padded * height:
+        rgb = b"".join(rgb[y * padded : y * padded + width * 3] for y in range(height))
+    if len(rgb) != width * 3 * height:
+        raise ValueError(f"a PPM of {len(rgb)} bytes for {width}x{height}")
+    return Picture(width, height, rgb)
