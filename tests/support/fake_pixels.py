@@ -142,10 +142,12 @@ class FakeSurface:
         for row in range(rect.height):
             guest = backing.read(offset + row * self.width * 4, rect.width * 4)
             guest = guest[: len(guest) // 4 * 4]
+            if not guest:
+                return  # the rows below are further behind still
             start = ((rect.y + row) * self.width + rect.x) * 4
             end = start + len(guest)
             for number, channel in enumerate("BGRA"):
-                self._bytes[start + number : end : 4] = guest[order.index(channel) :: 4]
+                self.pixels[start + number : end : 4] = guest[order.index(channel) :: 4]
 
 
 class FakePixelStore:
@@ -184,7 +186,7 @@ class HollowSurface(FakeSurface):
     """A surface of any size without its pixels, for rules that count bytes and never look."""
 
     def __init__(self, width: int, height: int, pixel_format: int) -> None:
-        super().__init__(0, 0, format)
+        super().__init__(0, 0, pixel_format)
         self.width, self.height = width, height
 
 

@@ -69,7 +69,7 @@ def test_C05_each_format_makes_a_resource_of_four_bytes_a_pixel(pixel_format: in
     answer = driver.ok(create_2d(7, 64, 64, pixel_format))
     assert (answer.display, answer.body) == ((), b"")
     surface = driver.surface(7)
-    assert (surface.width, surface.height, surface.format) == (64, 64, pixel_format)
+    assert (surface.width, surface.height, surface.pixel_format) == (64, 64, pixel_format)
     assert driver.device.resources.budget.used == 16384
 
 

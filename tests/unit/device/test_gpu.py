@@ -1,0 +1,240 @@
+"""The device as a whole: whatever a guest sends is answered, and an error changes nothing."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from tests.support.fake_pixels import PAGE, entries
+from tests.unit.device.driver import (
+    FORMATS,
+    GOOD,
+    OK,
+    U32,
+    Driver,
+    assign_uuid,
+    attach,
+    command,
+    create_2d,
+    detach,
+    flush,
+    furnished,
+    set_scanout,
+    snapshot,
+    transfer,
+    unref,
+    update_cursor,
+)
+from vgpud.device.gpu import FEATURES
+from vgpud.device.outcome import Ask, CursorImage, CursorMove, Damage, Outcome, ShowSurface, Silence
+
+SIZES = {
+    0x1100: 24,
+    0x1101: 408,
+    0x1104: 1056,
+    0x1105: 40,
+    **dict.fromkeys(range(4608, 4614), 24),
+}
+"""Bytes of each response."""
+
+
+def settle(driver: Driver, request: bytes) -> Outcome:
+    """Execute and, where the display is asked, let nobody answer."""
+    due = driver.device.execute(request)
+    return driver.device.answer(due, Silence.LATE) if isinstance(due, Ask) else due
+
+
+def check(driver: Driver, request: bytes) -> int:
+    """Any request has an answer of the right size; an error changes nothing. Returns its kind."""
+    before = snapshot(driver.device)
+    outcome = settle(driver, request)
+    (kind,) = struct.unpack_from("<I", outcome.response)
+    assert len(outcome.response) == SIZES[kind]
+    if kind >= 0x1200:
+        assert outcome.display == ()
+        assert snapshot(driver.device) == before
+    return int(kind)
+
+
+def test_the_device_offers_what_it_does() -> None:
+    assert int(FEATURES) == 0b110, "EDID and RESOURCE_UUID"
+
+
+@pytest.mark.parametrize("body", [b"", bytes(256)])
+def test_every_opcode_that_is_not_a_command_is_refused(body: bytes) -> None:
+    driver = furnished()
+    commands = {0x100, *range(0x101, 0x108), 0x10A, 0x10B}
+    before = snapshot(driver.device)
+    for kind in {*range(0x0401), 0x1100, 0x1200, U32} - commands:
+        answer = driver.run(command(kind, body))
+        blob = kind in (0x10C, 0x10D)
+        assert (answer.kind, answer.display) == (0x1205 if blob else 0x1200, ()), hex(kind)
+    assert snapshot(driver.device) == before
+
+
+@pytest.mark.parametrize("body", [b"", bytes(8), bytes(256), b"\xff" * 256])
+@pytest.mark.parametrize("heads", [1, 16, None])
+def test_every_command_is_answered_whatever_is_in_it(body: bytes, heads: int | None) -> None:
+    driver = furnished() if heads == 16 else Driver(heads=heads)
+    for kind in range(0x100, 0x110):
+        check(driver, command(kind, body))
+
+
+@pytest.mark.parametrize("name", sorted(GOOD))
+def test_every_command_cut_at_every_byte_is_answered(name: str) -> None:
+    driver = furnished()
+    for length in range(len(GOOD[name])):
+        assert check(driver, GOOD[name][:length]) >= 0x1200
+    assert check(driver, GOOD[name]) < 0x1200
+
+
+@pytest.mark.parametrize("name", sorted(GOOD))
+def test_every_field_may_hold_anything(name: str) -> None:
+    good = GOOD[name]
+    for at in range(24, len(good), 4):
+        for value in (0, 1, 2, 15, 16, 17, 64, 65, 0x7FFF_FFFF, 1 << 31, U32 - 15, U32):
+            if name == "RESOURCE_CREATE_2D" and at in (32, 36) and value > 65:
+                continue  # a long thin image: 64 x 2**31 would be tried for real by no test
+            check(furnished(), good[:at] + struct.pack("<I", value) + good[at + 4 :])
+
+
+any_header = st.builds(
+    lambda kind, flags, fence, context, ring: struct.pack(
+        "<IIQIB3x", kind, flags, fence, context, ring
+    ),
+    st.sampled_from([*range(0x100, 0x10E), 0x208, 0x300, 0x301]) | st.integers(0, U32),
+    st.sampled_from([0, 1, 2, 3]) | st.integers(0, U32),
+    st.integers(0, (1 << 64) - 1),
+    st.integers(0, U32),
+    st.integers(0, 255),
+)
+word = st.sampled_from([0, 1, 2, 3, 4, 16, 32, 64, 67, 80, U32]) | st.integers(0, U32)
+any_body = st.lists(word, max_size=24).map(lambda words: struct.pack(f"<{len(words)}I", *words))
+
+
+@given(request_=st.builds(bytes.__add__, any_header, any_body) | st.binary(max_size=128))
+def test_random_bytes_never_raise_and_errors_change_nothing(request_: bytes) -> None:
+    driver = furnished()
+    check(driver, request_)
+    message = driver.device.execute_cursor(request_)
+    assert message is None or isinstance(message, CursorImage | CursorMove)
+
+
+ids = st.integers(0, 4)
+heads = st.integers(0, 3)
+edge = st.sampled_from([0, 1, 15, 16, 17, 31, 32, 33, 48, U32])
+boxes = st.tuples(edge, edge, edge, edge)
+likely = st.tuples(
+    st.sampled_from([0, 0, 8, 16]),
+    st.sampled_from([0, 0, 8, 16]),
+    st.sampled_from([16, 16, 32]),
+    st.sampled_from([16, 16, 32]),
+)
+
+
+class AnyGuest(RuleBasedStateMachine):
+    """A guest that mostly makes sense. After each command the device's books must be right, and
+    what it told the display must add up to what it believes is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.driver = Driver(max_hostmem=6 * 32 * 32 * 4)
+        self.driver.device.set_features(int(FEATURES))
+        self.driver.guest.write(0, bytes(range(256)) * 32)
+        self.told: dict[int, ShowSurface] = {}
+
+    def send(self, request: bytes) -> int:
+        before = snapshot(self.driver.device)
+        answer = self.driver.run(request)
+        if answer.kind >= 0x1200:
+            assert answer.display == ()
+            assert snapshot(self.driver.device) == before
+        for message in answer.display:
+            if isinstance(message, ShowSurface):
+                self.told[message.scanout_id] = message
+            else:
+                assert isinstance(message, Damage)
+                shown = self.told[message.scanout_id]
+                assert shown.surface is not None, "damage to a head that is off"
+                rect = message.rect
+                assert rect.width > 0
+                assert rect.height > 0
+                assert rect.x + rect.width <= shown.rect.width
+                assert rect.y + rect.height <= shown.rect.height
+        return answer.kind
+
+    @rule(number=ids, width=edge, height=edge, pixel_format=st.sampled_from([*FORMATS.values(), 5]))
+    def create_any(self, number: int, width: int, height: int, pixel_format: int) -> None:
+        self.send(create_2d(number, width, height, pixel_format))
+
+    @rule(number=ids)
+    def create(self, number: int) -> None:
+        self.send(create_2d(number, 32, 32))
+
+    @rule(number=ids)
+    def unref(self, number: int) -> None:
+        self.send(unref(number))
+
+    @rule(number=ids, pages=st.lists(st.integers(0, 65), max_size=3))
+    def attach(self, number: int, pages: list[int]) -> None:
+        self.send(attach(number, entries(*((page * PAGE, PAGE) for page in pages))))
+
+    @rule(number=ids)
+    def detach(self, number: int) -> None:
+        self.send(detach(number))
+
+    @rule(number=ids, box=likely | boxes, offset=st.sampled_from([0, 4, 128, U32]))
+    def transfer(self, number: int, box: tuple[int, int, int, int], offset: int) -> None:
+        self.send(transfer(number, box, offset))
+
+    @rule(head=heads, number=ids, box=likely | boxes)
+    def set_scanout(self, head: int, number: int, box: tuple[int, int, int, int]) -> None:
+        self.send(set_scanout(head, number, box))
+
+    @rule(number=ids, box=likely | boxes)
+    def flush(self, number: int, box: tuple[int, int, int, int]) -> None:
+        self.send(flush(number, box))
+
+    @rule(number=ids)
+    def assign_uuid(self, number: int) -> None:
+        self.send(assign_uuid(number))
+
+    @rule(head=heads, number=ids)
+    def pointer(self, head: int, number: int) -> None:
+        self.driver.device.execute_cursor(update_cursor(head, number))
+
+    @rule()
+    def reset(self) -> None:
+        self.driver.device.reset()
+        self.driver.device.set_features(int(FEATURES))
+        self.told.clear()
+
+    @invariant()
+    def the_books_are_right(self) -> None:
+        device = self.driver.device
+        resources = list(device.resources)
+        assert device.resources.budget.used == sum(
+            one.surface.width * one.surface.height * 4 for one in resources
+        )
+        assert device.resources.budget.used < device.resources.budget.limit
+        shown = {head: one.surface for one in resources for head in one.scanouts}
+        told = {head: m.surface for head, m in self.told.items() if m.surface is not None}
+        assert shown == told
+
+
+TestAnyGuest = AnyGuest.TestCase
+TestAnyGuest.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+
+
+def test_two_hundred_resources_live_and_die_in_any_order() -> None:
+    driver = Driver()
+    order = [(n * 77) % 200 + 1 for n in range(200)]
+    driver.ok(*(create_2d(n, 16, 16) for n in order))
+    driver.ok(*(set_scanout(n % 16, n, (0, 0, 16, 16)) for n in order))
+    for n in reversed(order):
+        assert driver.run(unref(n)).kind == OK
+    assert len(driver.device.resources) == driver.device.resources.budget.used == 0
