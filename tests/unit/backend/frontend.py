@@ -16,7 +16,16 @@ from pathlib import Path
 from vgpud.backend import actions as act
 from vgpud.backend.state import VhostUserBackend
 from vgpud.errors import PeerError
-from vgpuwire import MemRegion, Message, Request, vhost_user
+from vgpuwire import (
+    MemRegion,
+    MemTable,
+    Message,
+    Request,
+    VringAddr,
+    VringFd,
+    VringState,
+    vhost_user,
+)
 
 NEED_REPLY = 8
 REPLY_SIZES = {
@@ -29,6 +38,8 @@ REPLY_SIZES = {
 }
 """Requests that always have a reply of that size. GET_CONFIG's is as long as the request."""
 
+EDID = 1 << 1
+FEATURES = 1 << 32 | 1 << 30 | 1 << 29 | EDID
 GUEST_RAM = MemRegion(0, 0x100000, 0x7F0000000000, 0)
 DESC, AVAIL, USED = (GUEST_RAM.userspace_addr + n for n in (0, 0x1000, 0x2000))
 
@@ -147,6 +158,29 @@ class Script:
                 setup = self.started.pop(index, None)
                 return self.base if setup is not None else 0
         return 0
+
+
+def greeted(protocol: int = 0xA209, base: int = 0) -> Script:
+    """A connection after QEMU's realize."""
+    script = Script(VhostUserBackend(EDID), base)
+    script.say(Request.GET_FEATURES)
+    script.say(Request.SET_PROTOCOL_FEATURES, protocol)
+    script.say(Request.SET_OWNER)
+    script.say(Request.SET_FEATURES, FEATURES)
+    return script
+
+
+def shared(protocol: int = 0xA209, base: int = 0) -> Script:
+    script = greeted(protocol, base)
+    script.say(Request.SET_MEM_TABLE, MemTable((GUEST_RAM,)), 1)
+    return script
+
+
+def start(script: Script, index: int = 0, base: int = 0) -> list[act.Action]:
+    script.say(Request.SET_VRING_NUM, VringState(index, 16))
+    found = script.say(Request.SET_VRING_BASE, VringState(index, base))
+    script.say(Request.SET_VRING_ADDR, VringAddr(index, 0, DESC, USED, AVAIL, 0))
+    return found + script.say(Request.SET_VRING_KICK, VringFd(index, False), 1)
 
 
 # -- recorded traffic

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import pytest
 
 from vgpud.backend.memory import MAX_SLOTS, MemoryTable, Refusal
@@ -41,11 +43,9 @@ def test_qemus_q35_table() -> None:
 def test_refused(regions: tuple[MemRegion, ...], reason: str) -> None:
     with pytest.raises(Refusal, match=reason):
         MemoryTable.replaced(regions)
-    table = MemoryTable()
     if len(regions) < 9:
         with pytest.raises(Refusal, match=reason):
-            for region in regions:
-                table = table.added(region)
+            reduce(MemoryTable.added, regions, MemoryTable())
 
 
 @pytest.mark.parametrize(
