@@ -7,6 +7,7 @@ error as much as too few.
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import NoneType
 from typing import Any, Final, Generic, TypeVar
 
 import construct as cs
@@ -19,17 +20,24 @@ R = TypeVar("R", bound=Record)
 
 
 class Payload(Generic[V]):
-    """A construct and the value that stands for it: `make` takes what construct parsed,
-    `spread` gives what construct builds from."""
+    """A construct and the values of one type that stand for it: `make` takes what construct
+    parsed, `spread` gives what construct builds from."""
 
-    def __init__(self, layout: Any, make: Callable[[Any], V], spread: Callable[[V], Any]) -> None:
+    def __init__(
+        self,
+        kind: type[V],
+        layout: Any,
+        make: Callable[[Any], V] | None = None,
+        spread: Callable[[V], Any] | None = None,
+    ) -> None:
+        self._kind = kind
         self._layout = cs.Sequence(layout, cs.Terminated)
-        self._make, self._spread = make, spread
+        self._make, self._spread = make or _same, spread or _same
 
     def parse(self, data: bytes, what: str) -> V:
         """The value of exactly these bytes; `what` names the message in errors.
 
-        Raises Truncated, TooLong (trailing bytes, or a count beyond its limit), WireError.
+        Raises Truncated, or TooLong for trailing bytes or a count beyond its limit.
         """
         try:
             return self._make(self._layout.parse(data)[0])
@@ -40,20 +48,26 @@ class Payload(Generic[V]):
         except cs.CheckError:
             raise TooLong(f"{what}: a count is beyond its limit") from None
 
-    def build(self, value: Any, what: str) -> bytes:
-        """Bytes of a value. Raises WireError where it does not fit."""
+    def build(self, value: object, what: str) -> bytes:
+        """Bytes of a value. Raises WireError where it is not of this type or does not fit."""
+        if not isinstance(value, self._kind):
+            raise WireError(f"{what}: {value!r} does not fit: not a {self._kind.__name__}")
         try:
             built: bytes = self._layout.build([self._spread(value), None])
-        except (cs.ConstructError, AttributeError, TypeError) as error:
+        except cs.ConstructError as error:
             reason = str(error).strip().splitlines()[-1]
             raise WireError(f"{what}: {value!r} does not fit: {reason}") from None
         return built
 
 
+def _same(value: Any) -> Any:
+    return value
+
+
 def of_record(record: type[R]) -> Payload[R]:
     """The payload that is one record."""
     layout = record.layout
-    return Payload(layout, lambda parsed: from_container(layout, parsed), to_container)
+    return Payload(record, layout, lambda parsed: from_container(layout, parsed), to_container)
 
 
 def from_container(layout: Any, parsed: Any) -> Any:
@@ -77,16 +91,12 @@ def to_container(value: Any) -> Any:
     return value
 
 
-def _same(value: Any) -> Any:
-    return value
-
-
-NOTHING: Final[Payload[None]] = Payload(cs.Pass, _same, _same)
-U64: Final[Payload[int]] = Payload(cs.Int64ul, _same, _same)
-OPAQUE: Final[Payload[bytes]] = Payload(cs.GreedyBytes, bytes, _same)
+NOTHING: Final = Payload(NoneType, cs.Pass)
+U64: Final = Payload(int, cs.Int64ul)
+OPAQUE: Final = Payload(bytes, cs.GreedyBytes)
 """Bytes of a message that nobody here looks into."""
 
 
 def exactly(size: int) -> Payload[bytes]:
     """A blob of that many bytes, decoded by whoever it is for."""
-    return Payload(cs.Bytes(size), bytes, _same)
+    return Payload(bytes, cs.Bytes(size))

@@ -97,6 +97,7 @@ VRING_STATE: Final = of_record(VringState)
 VRING_ADDR: Final = of_record(VringAddr)
 
 MEM_TABLE: Final = Payload(
+    MemTable,
     Struct(
         "count" / Int32ul,
         Check(this.count <= MAX_REGIONS),
@@ -108,12 +109,14 @@ MEM_TABLE: Final = Payload(
 )
 
 SINGLE_MEM_REGION: Final = Payload(
+    MemRegion,
     Struct(Padding(8), "region" / MemRegion.layout),
     lambda got: from_container(MemRegion.layout, got.region),
     lambda region: {"region": to_container(region)},
 )
 
 CONFIG_SPACE: Final = Payload(
+    ConfigSpace,
     Struct(
         "offset" / Int32ul,
         "size" / Int32ul,
@@ -126,6 +129,7 @@ CONFIG_SPACE: Final = Payload(
 )
 
 VRING_FD: Final = Payload(
+    VringFd,
     # One u64 in the specification: bits 0 to 7 the index, bit 8 NOFD, the others mean nothing.
     Struct("index" / Int8ul, "flags" / Int8ul, Padding(6)),
     lambda got: VringFd(got.index, bool(got.flags & 1)),

@@ -129,6 +129,7 @@ class Pixels(NamedTuple):
 def _with_pixels(record: type[Record], size: Any) -> Payload[Pixels]:
     layout = record.layout
     return Payload(
+        Pixels,
         Struct("head" / layout, "pixels" / Bytes(size)),
         lambda got: Pixels(from_container(layout, got.head), got.pixels),
         lambda value: {"head": to_container(value.head), "pixels": value.pixels},
