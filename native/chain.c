@@ -63,6 +63,9 @@ static bool add_range(struct chain *chain, const struct descriptor *d)
 {
 	bool write = d->flags & WRITE;
 
+	// Against an indirect table of 4 GiB, whose chain would be walked for seconds.
+	if (chain->readable + chain->writable == MAX_CHAIN)
+		return refuse(chain, "descriptor %llu: longer than %llu in all", MAX_CHAIN);
 	if (!d->len)
 		return refuse(chain, "descriptor %llu at 0x%llx is empty", d->addr);
 	if (!write && chain->writable)
@@ -90,16 +93,13 @@ bool chain_walk(struct guard *guard, struct chain *chain)
 	struct table table = {.entries = chain->size};
 
 	chain->index = chain->head;
-	for (uint32_t total = 0;; total++) {
+	for (;;) {
 		struct descriptor d;
 
-		// Whoever walks more descriptors than there are has met one of them twice. The
-		// second bound keeps one chain of a huge indirect table from filling `ranges`.
+		// Whoever walks more descriptors than there are has met one of them twice.
 		if (table.steps++ == table.entries)
 			return refuse(chain, "descriptor %llu: a loop, or longer than %llu",
 				      table.entries);
-		if (total == MAX_CHAIN)
-			return refuse(chain, "descriptor %llu: longer than %llu in all", MAX_CHAIN);
 		if (!read_descriptor(guard, chain, &table, &d))
 			return false;
 		// Its write flag means nothing (2.7.5.3.2); direct ones may come before it.

@@ -18,7 +18,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -141,7 +141,7 @@ class GuestRam:
         return min(left, length), self.offset(gpa)
 
 
-def mem_entries(ranges: Sequence[tuple[int, int]]) -> bytes:
+def mem_entries(ranges: Iterable[tuple[int, int]]) -> bytes:
     """An array of virtio_gpu_mem_entry; its padding is rubbish, which a device ignores."""
     return b"".join(_MEM_ENTRY.pack(addr, length, 0xDEADBEEF) for addr, length in ranges)
 
