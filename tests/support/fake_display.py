@@ -65,6 +65,8 @@ class FakeDisplay:
         self.paused: trio.Event | None = None
         """Set to an Event: nothing is read before it is set."""
         self.on_message: Callable[[str], None] = lambda name: None
+        self.hung_up = False
+        """Whether the back-end closed a socket first, which would hang QEMU."""
         self._sock: trio.socket.SocketType | None = None
 
     def names(self) -> list[str]:
@@ -96,6 +98,7 @@ class FakeDisplay:
                     await self.paused.wait()
                 head, fds = await self._read(sock, HEADER.size)
                 if head is None:
+                    self.hung_up = True
                     return
                 request, flags, size = HEADER.unpack(head)
                 assert request in NAMES, f"QEMU does not know request {request}"
