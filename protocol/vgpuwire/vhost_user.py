@@ -8,7 +8,7 @@ that says which payload and how many file descriptors a request has.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final, NamedTuple, TypeVar
 
 from construct import Array, Bytes, Check, Int8ul, Int32ul, Int64ul, Padding, Struct, this
@@ -70,13 +70,15 @@ class MemRegion(Record):
     mmap_offset: int = field(Int64ul)
 
 
-class MemTable(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class MemTable:
     """All of guest memory; one fd a region, in the same order."""
 
     regions: tuple[MemRegion, ...]
 
 
-class ConfigSpace(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class ConfigSpace:
     """A part of configuration space; `size` is len(payload)."""
 
     offset: int
@@ -125,7 +127,7 @@ CONFIG_SPACE: Final = Payload(
         "payload" / Bytes(this.size),
     ),
     lambda got: ConfigSpace(got.offset, got.size, got.flags, got.payload),
-    lambda config: config._asdict(),
+    asdict,
 )
 
 VRING_FD: Final = Payload(

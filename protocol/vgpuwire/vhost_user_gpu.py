@@ -8,8 +8,9 @@ strides in bytes. Requests have flags 0, replies exactly 4. Only the back-end as
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import IntEnum, IntFlag
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 from construct import Bytes, Int32sl, Int32ul, Int64ul, Struct, this
 
@@ -119,7 +120,8 @@ class EdidRequest(Record):
     scanout_id: int = field(Int32ul)
 
 
-class Pixels(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Pixels:
     """What a front-end reads as UPDATE or CURSOR_UPDATE."""
 
     head: Update | CursorUpdate
