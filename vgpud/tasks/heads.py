@@ -22,6 +22,9 @@ from vgpuwire import GpuRequest, Rect, vhost_user_gpu
 MAX_RECTS: Final = 64
 """Damaged rectangles kept for a display that does not keep up; then their union is sent once."""
 
+_UNSURE: Final = (-1, -1)
+"""What a new socket's QEMU shows of a head that was told something on the one before."""
+
 TILE_BYTES: Final = 4 << 20
 """Pixel bytes of one UPDATE. QEMU reads a message whole while it holds its big lock, so a 4K
 frame goes in pieces between which the guest may run."""
@@ -90,7 +93,10 @@ class Head:
     # -- what the device says
 
     def show(self, message: ShowSurface) -> None:
-        """Another picture, or none: earlier damage is void, all of the new one is damaged."""
+        """Another picture, or none: earlier damage is void, all of the new one is damaged. The
+        same one again is nothing new (row S09)."""
+        if message.surface is self._surface and message.rect == self._rect:
+            return
         tickets = self._drop_damage()
         self._surface, self._rect = message.surface, message.rect
         if self._surface is None:
@@ -127,8 +133,9 @@ class Head:
     # -- what the display is told
 
     def replay(self) -> None:
-        """A new socket, or a new life of QEMU's surface: say everything again."""
-        self._told = None
+        """A new socket: say everything again, also that a head is off, because what QEMU shows
+        outlives the socket (row R06)."""
+        self._told = None if self._told is None else _UNSURE
         tickets = self._drop_damage()
         if self._surface is not None:
             self._damage.append((self._whole(), tickets))
@@ -158,16 +165,21 @@ class Head:
 
     def next_picture(self) -> Outgoing | None:
         """SCANOUT first, then damage: an UPDATE without a SCANOUT on the same socket crashes
-        QEMU (qemu-frontend, trap 1). A disabled head is told once, and only if it was shown."""
+        QEMU (qemu-frontend, trap 1). A SCANOUT is one piece with an UPDATE, because QEMU leaks
+        its surface if another comes in between (3.3). A disabled head is told once, and only if
+        it was shown."""
         if self._surface is None:
             if self._told in (None, (0, 0)):
                 return None
             self._told = (0, 0)
             return small(vhost_user_gpu.scanout(self._id, 0, 0))
         size = (self._rect.width, self._rect.height)
+        scanout = b""
         if self._told != size:
             self._told = size
-            return small(vhost_user_gpu.scanout(self._id, *size))
+            scanout = vhost_user_gpu.scanout(self._id, *size)
+            if not self._damage:
+                self._damage.append((self._whole(), []))
         if not self._damage:
             return None
         rect, tickets = self._damage[0]
@@ -175,11 +187,11 @@ class Head:
         if rows < rect.height:
             rest = Rect(rect.x, rect.y + rows, rect.width, rect.height - rows)
             self._damage[0] = (rest, tickets)
-            return self._update(Rect(rect.x, rect.y, rect.width, rows), [])
+            return self._update(scanout, Rect(rect.x, rect.y, rect.width, rows), [])
         self._damage.popleft()
-        return self._update(rect, tickets)
+        return self._update(scanout, rect, tickets)
 
-    def _update(self, rect: Rect, tickets: list[Ticket]) -> Outgoing:
+    def _update(self, scanout: bytes, rect: Rect, tickets: list[Ticket]) -> Outgoing:
         """UPDATE with the rows of `rect`, taken where they are: the surface is ours and cannot
         fault, so the message is never cut half way."""
         assert self._surface is not None
@@ -188,7 +200,7 @@ class Head:
         header = vhost_user_gpu.update(self._id, rect.x, rect.y, rect.width, rect.height)
         start = (self._rect.y + rect.y) * stride + (self._rect.x + rect.x) * 4
         row = rect.width * 4
-        parts = deque([memoryview(header)])
+        parts = deque([memoryview(scanout + header)])
         if row == stride:
             parts.append(pixels[start : start + size])
         else:
