@@ -32,23 +32,29 @@ uint64_t backing_size(const struct backing *backing)
 
 // Building -------------------------------------------------------------------------------
 
+// Not PyMem_Resize(): that forgets the old block where there is no new one.
+static bool backing_resize(struct backing *self, size_t room)
+{
+	struct segment *segments = NULL;
+
+	if (room <= PY_SSIZE_T_MAX / sizeof(*segments))
+		segments = PyMem_Realloc(self->segments, room * sizeof(*segments));
+	if (!segments)
+		return false;
+	self->segments = segments;
+	self->room = room;
+	return true;
+}
+
 // There is always room for the segment that holds the size.
 static int backing_grow(struct backing *self)
 {
-	struct segment *segments;
-	size_t room = self->room ? self->room * 2 : 16;
-
 	if (self->count + 1 < self->room)
 		return 0;
-	// Ends in a NULL long before `room * 2` could wrap: an entry is 16 received bytes.
-	segments = PyMem_Resize(self->segments, struct segment, room);
-	if (!segments) {
-		PyErr_NoMemory();
-		return -1;
-	}
-	self->segments = segments;
-	self->room = room;
-	return 0;
+	if (backing_resize(self, self->room ? self->room * 2 : 16))
+		return 0;
+	PyErr_NoMemory();
+	return -1;
 }
 
 static int backing_append(struct backing *self, uint64_t gpa, uint8_t *host, uint64_t length)
@@ -103,17 +109,6 @@ static struct backing *backing_alloc(PyTypeObject *type, PyObject *memory)
 	return_ptr(self);
 }
 
-static void backing_trim(struct backing *self)
-{
-	struct segment *segments =
-		PyMem_Resize(self->segments, struct segment, self->count + 1);
-
-	if (segments) {
-		self->segments = segments;
-		self->room = self->count + 1;
-	}
-}
-
 static PyObject *backing_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
 	static char *names[] = {"memory", "entries", NULL};
@@ -152,7 +147,7 @@ static PyObject *backing_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
 			return NULL;
 		}
 	}
-	backing_trim(self);
+	(void)backing_resize(self, self->count + 1); // kept too large otherwise
 	return_ptr(self);
 }
 
@@ -184,7 +179,7 @@ static PyObject *backing_rebind(PyObject *object, PyObject *args, PyObject *kwar
 			return NULL;
 		}
 	}
-	backing_trim(self);
+	(void)backing_resize(self, self->count + 1); // kept too large otherwise
 	return_ptr(self);
 }
 

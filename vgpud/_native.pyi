@@ -31,7 +31,8 @@ class Region:
     fails while the region still exists. `fd` is borrowed for the call only. The mapping
     is released when the last user of the object is gone.
 
-    Raises ValueError for a size of 0 and for ranges that wrap around 2**64.
+    Raises ValueError for a size of 0 and for ranges that wrap around 2**64, OSError for an
+    `fd` that is not open.
     """
 
     def __init__(
@@ -134,8 +135,8 @@ class Virtqueue:
         once more after arming, so that no kick is lost.
 
         Raises RingError (index jump, loop, address not in memory, empty descriptor, readable
-        after writable, bad indirect table) and GuestFault. After either the ring is broken
-        and every later call raises RingError.
+        after writable, bad indirect table, more chains in flight than descriptors) and
+        GuestFault. After either the ring is broken and every later call raises RingError.
         """
     def push(self, element: Element, response: Buffer) -> int:
         """Put an element into the used ring with `response`, cut at the writable part.
@@ -145,7 +146,11 @@ class Virtqueue:
         Not visible to the driver before publish().
         """
     def publish(self) -> bool:
-        """Make all pushed elements visible; True if the driver wants a notification."""
+        """Make all pushed elements visible; True if the driver wants a notification.
+
+        With `event_idx` the first time is always True: a predecessor may have died between
+        publishing and notifying, and the driver would wait for ever.
+        """
     def rebind(self, memory: GuestMemory) -> None:
         """Resolve the ring's addresses in another memory table; raises as the constructor.
         On an error the ring is broken and holds no memory any more."""

@@ -16,7 +16,7 @@ from vgpud import _native
 
 PAGE = 4096
 ROUNDS = 10_000
-SANITIZED = "libasan" in os.environ.get("LD_PRELOAD", "")
+SANITIZED = "asan" in os.environ.get("LD_PRELOAD", "")
 
 
 @pytest.fixture
@@ -270,8 +270,8 @@ def test_constructors_survive_failed_allocations(rig):
     calls = [
         lambda: _native.Region(made.ram.memfd, *made.ram.regions[0]),
         lambda: _native.GuestMemory([region]),
-        lambda: _native.Backing(made.memory, entries),
-        lambda: backing.rebind(made.memory),
+        lambda: _native.Backing(made.memory, entries).read(800, 1),
+        lambda: backing.rebind(made.memory).read(800, 1),
         lambda: backing.read(0, 400),
         lambda: made.memory.read(GPA, 5000),
         lambda: _native.Virtqueue(

@@ -212,7 +212,7 @@ def test_the_writable_part_left_memory_before_the_push(rig, access, tmp_path):
             rom = _native.Region(file.fileno(), 0, PAGE, 0x1000, 0)
         assert rom.access == "ro"
         made.device.rebind(_native.GuestMemory([*made.memory.regions, rom]))
-    with pytest.raises(_native.RingError, match="head 0: 0x64 .* not in writable memory"):
+    with pytest.raises(_native.RingError, match=r"head 0: 0x64 .* not in writable memory"):
         made.device.push(element, b"a" * 16)
     assert_broken(made)
     with pytest.raises(_native.RingError, match="broken"):
