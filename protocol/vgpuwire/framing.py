@@ -107,7 +107,7 @@ class Framer(Generic[T]):
 
     @property
     def wanted(self) -> int:
-        """How many bytes to read next, at most; never 0."""
+        """How many bytes to read next, at most; not 0 unless feed() has raised a WireError."""
         end = Header.SIZE + (self._header.size if self._header else 0)
         return end - len(self._data)
 

@@ -90,7 +90,7 @@ def feed_all(framer: Framer[str], data: bytes, fds: Sequence[str]) -> Message[st
     return message
 
 
-@settings(max_examples=60, deadline=None, database=None)
+@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_streams_in_pieces(data: st.DataObject) -> None:
     framer = new()
@@ -196,7 +196,7 @@ def test_eof_in_a_message_leaves_its_fds() -> None:
     assert not framer.between_messages
 
 
-@settings(max_examples=200, deadline=None, database=None)
+@settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=80), st.integers(0, 10))
 def test_any_bytes_lose_no_fd(data: bytes, count: int) -> None:
     framer: Framer[int] = Framer(vhost_user.REQUESTS)

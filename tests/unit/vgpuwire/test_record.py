@@ -62,7 +62,7 @@ DEEP = Deep((SHAPE, SHAPE), SHAPE)
 
 @pytest.mark.parametrize("record", [Point, Shape, Deep, *RECORDS], ids=name)
 def test_codec_agrees_with_construct(record: type[Record]) -> None:
-    @settings(max_examples=15, deadline=None, database=None)
+    @settings(max_examples=15, deadline=None)
     @given(values_of(record.layout))
     def agree(value: Record) -> None:
         data = value.encode()
@@ -275,6 +275,7 @@ def test_class_variables_and_methods_are_kept() -> None:
     assert (Sized.LIMIT, Sized(4).doubled(), Sized.SIZE) == (3, 8, 1)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=64), st.integers(0, 70))
 def test_decode_of_anything(data: bytes, offset: int) -> None:
     if offset + Point.SIZE <= len(data):

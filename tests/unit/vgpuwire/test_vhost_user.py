@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.vgpuwire.values import values_of
@@ -221,6 +221,7 @@ def test_config_size_must_be_the_payloads(size: int, body: bytes) -> None:
         build_reply(Request.GET_CONFIG, ConfigSpace(0, size, 0, body))
 
 
+@settings(deadline=None)
 @given(st.integers(0, (1 << 64) - 1))
 def test_vring_fd_reads_nine_bits(raw: int) -> None:
     payload = struct.pack("<Q", raw)
@@ -244,6 +245,7 @@ def test_request_that_does_not_fit(request_: Request, value: object) -> None:
         build_request(request_, value)
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.lists(values_of(MemRegion.layout), max_size=8))
 def test_memory_tables_round_trip(regions: list[MemRegion]) -> None:
     data = build_request(Request.SET_MEM_TABLE, MemTable(tuple(regions)))
