@@ -128,13 +128,7 @@ class Session:
                 setup.event_idx,
             )
         except RingBroken as error:
-            reason = str(error)
-            if not self._memory.snapshot.regions:
-                reason += (
-                    "; QEMU shares no guest memory: give it -object memory-backend-memfd,share=on "
-                    "and -machine memory-backend="
-                )
-            ring.refuse(reason)
+            ring.refuse(str(error))
             return REFUSED
         ring.start(queue, kick)
         assert self._nursery is not None

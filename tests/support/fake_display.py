@@ -45,9 +45,7 @@ class Screen:
     def rows(self, x: int, y: int, width: int, height: int) -> list[bytes]:
         assert self.pixels is not None
         stride = self.width * 4
-        return [
-            bytes(self.pixels[(y + r) * stride + x * 4 :][: width * 4]) for r in range(height)
-        ]
+        return [bytes(self.pixels[(y + r) * stride + x * 4 :][: width * 4]) for r in range(height)]
 
 
 class FakeDisplay:
@@ -68,6 +66,11 @@ class FakeDisplay:
         self.hung_up = False
         """Whether the back-end closed a socket first, which would hang QEMU."""
         self._sock: trio.socket.SocketType | None = None
+        self._handled = trio.Event()
+
+    async def next_message(self) -> None:
+        """Wait until one more message has been dealt with."""
+        await self._handled.wait()
 
     def names(self) -> list[str]:
         return [name for name, _ in self.log]
@@ -111,6 +114,8 @@ class FakeDisplay:
                 for fd in fds:
                     os.close(fd)
                 await self._handle(sock, NAMES[request], request, payload)
+                self._handled.set()
+                self._handled = trio.Event()
         except (trio.ClosedResourceError, OSError):
             return
 
@@ -151,7 +156,8 @@ class FakeDisplay:
             await self._reply(sock, request, body)
         elif name == "GET_EDID":
             if fields[0] < self.outputs:  # QEMU does not answer for a head that it lacks
-                body = struct.pack("<IIQIIII", 0x1104, 0, 0, 0, 0, 1024, 0) + EDID.ljust(1024, b"\0")
+                body = struct.pack("<IIQIIII", 0x1104, 0, 0, 0, 0, 1024, 0)
+                body += EDID.ljust(1024, b"\0")
                 await self._reply(sock, request, body)
         elif name == "DMABUF_UPDATE":
             await self._reply(sock, request, b"")
@@ -174,7 +180,7 @@ class FakeDisplay:
             return
         screen = self.screens[scanout]
         assert screen.pixels is not None, "UPDATE without SCANOUT kills QEMU"
-        assert width and height, "an empty UPDATE"
+        assert width * height > 0, "an empty UPDATE"
         assert x + width <= screen.width, "UPDATE beyond the scanout's right edge"
         assert y + height <= screen.height, "UPDATE beyond the scanout's lower edge"
         screen.updates.append((x, y, width, height))

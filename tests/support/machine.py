@@ -90,10 +90,7 @@ class Machine:
 
     async def boot(self, sizes: Sequence[int] = (64, 16)) -> None:
         await self.frontend.realize(self._masked, self.err)
-        self.frontend.regions = [
-            Region(r.guest_phys_addr, r.memory_size, r.userspace_addr, r.mmap_offset, self.ram.memfd)
-            for r in self.ram.regions
-        ]
+        self.frontend.regions = [Region(*row, self.ram.memfd) for row in self.ram.regions]
         self.set_up_rings(sizes)
         await self.start()
 
@@ -137,7 +134,9 @@ class Machine:
 
     # -- the guest's driver
 
-    def submit(self, command: Record | bytes, tail: bytes = b"", room: int = 24, ring: int = 0) -> int:
+    def submit(
+        self, command: Record | bytes, tail: bytes = b"", room: int = 24, ring: int = 0
+    ) -> int:
         """Queue a command and kick if asked to; returns its head."""
         queue = self.queues[ring]
         data = command if isinstance(command, bytes) else command.encode()
@@ -210,17 +209,16 @@ class Machine:
     async def shown(self, pixels: bytes, scanout_id: int = 0) -> None:
         """Wait until the display shows exactly these pixels."""
         screen = self.display.screens[scanout_id]
-        with trio.move_on_after(PATIENCE):
-            while screen.pixels is None or bytes(screen.pixels) != pixels:
-                await trio.sleep(0.001)
-        assert screen.pixels is not None, "the head is off"
-        assert bytes(screen.pixels) == pixels, "the picture differs"
+        await self.until(
+            lambda: screen.pixels is not None and bytes(screen.pixels) == pixels,
+            f"head {scanout_id} shows the picture",
+        )
 
     async def until(self, condition: Callable[[], bool], what: str) -> None:
         """Wait for something that the display will have seen soon."""
         with trio.move_on_after(PATIENCE):
             while not condition():
-                await trio.sleep(0.001)
+                await self.display.next_message()
         assert condition(), what
 
     def close(self) -> None:

@@ -50,33 +50,34 @@ _REMEDIES: Final = {
 """Bits that an option of QEMU's device turns on: their names, and how to turn them off."""
 
 
-def check_features(features: int, offered: int) -> None:
-    """Whether the features of a SET_FEATURES can be served.
+def unserved(features: int, offered: int) -> str | None:
+    """Why the features of a SET_FEATURES cannot be served, and what to change; None if they can.
 
-    Raises PeerError naming what to change: SET_FEATURES has no reply, so closing the session is
-    the only way to say no.
+    The guest chose them, so they break its rings and not the session: another driver, after a
+    reset, may choose better.
     """
     unknown = features & ~(offered | _TOLERATED)
     for bit, (name, remedy) in _REMEDIES.items():
         if unknown & bit:
-            raise PeerError(
+            return (
                 f"the guest uses {name} (bit {bit.bit_length() - 1}), which vgpud"
                 f" does not implement; set {remedy} on QEMU's GPU device"
             )
     if unknown & _LOG_ALL:
-        raise PeerError("QEMU wants dirty pages logged; vgpud cannot be migrated")
+        return "QEMU wants dirty pages logged; vgpud cannot be migrated"
     if unknown & Feature.VIRGL:
-        raise PeerError(
+        return (
             "the guest uses VIRTIO_GPU_F_VIRGL (bit 0), which vgpud does not"
             " implement; use vhost-user-gpu-pci or vhost-user-vga without virgl=on"
         )
     if unknown:
-        raise PeerError(f"{bits(unknown)} never offered and not implemented")
+        return f"{bits(unknown)} never offered and not implemented"
     if not features & RingFeature.VERSION_1:
-        raise PeerError(
+        return (
             "the guest's driver does not use VIRTIO_F_VERSION_1 (bit 32); legacy"
             " drivers are not supported (disable-legacy=on on QEMU's GPU device)"
         )
+    return None
 
 
 def check_protocol_features(features: int, offered: int) -> None:

@@ -47,7 +47,9 @@ class MemoryTable:
         return cls(_checked(regions))
 
     def added(self, region: MemRegion) -> MemoryTable:
-        """With the region of an ADD_MEM_REG. Raises Refusal."""
+        """With the region of an ADD_MEM_REG; one told again takes its own place. Raises Refusal."""
+        if region in self.regions:
+            return self
         if len(self.regions) >= MAX_SLOTS:
             raise Refusal(f"no memory slot left of {MAX_SLOTS}: use fewer or larger DIMMs")
         return MemoryTable(_checked((*self.regions, region)))

@@ -63,11 +63,12 @@ class Rings:
         return actions
 
     def kick(
-        self, index: int, fds: tuple[Fd, ...], features: int | None, memory: bool
+        self, index: int, fds: tuple[Fd, ...], features: int | None, obstacle: str | None
     ) -> list[Action[Fd]]:
         """SET_VRING_KICK: the start of a ring, or (BreakRing) the reason why not.
 
-        `features` are those of SET_FEATURES, None before it; `memory` whether any is shared.
+        `features` are those of SET_FEATURES, None before it; `obstacle` is what stands in the way
+        of every ring (no memory is shared, features that are not implemented), if anything.
         Raises PeerError for a live ring whose base is not known.
         """
         ring = self[index]
@@ -75,10 +76,9 @@ class Rings:
         problem = ring.problem()
         if problem is None and not fds:
             problem = "SET_VRING_KICK without an eventfd: polling is not supported"
-        if problem is None and not memory:
-            problem = NO_MEMORY
         if features is None:
             problem = problem or "SET_VRING_KICK came before SET_FEATURES"
+        problem = problem or obstacle
         if problem is not None or features is None:
             ring.refuse()
             closing: list[Action[Fd]] = [CloseFds(fds)] if fds else []

@@ -40,12 +40,12 @@ from vgpud.backend.actions import (
 from vgpud.backend.features import (
     PROTOCOL_FEATURES,
     TRANSPORT_FEATURES,
-    check_features,
     check_protocol_features,
+    unserved,
 )
 from vgpud.backend.memory import MAX_SLOTS, MemoryTable, Refusal
 from vgpud.backend.ring import RingConfig
-from vgpud.backend.rings import Rings
+from vgpud.backend.rings import NO_MEMORY, Rings
 from vgpud.errors import PeerError
 from vgpuwire import (
     MAX_SCANOUTS,
@@ -93,6 +93,7 @@ class VhostUserBackend:
         self.offered_protocol: Final = int(protocol_features)
         self.features: int | None = None
         """As set by SET_FEATURES; None before it."""
+        self._unserved: str | None = None
         self.protocol_features = self.offered_protocol
         """As set by SET_PROTOCOL_FEATURES. Of a front-end that does not greet it is what was
         offered: a QEMU that lost an earlier vgpud goes on with what it negotiated with that one,
@@ -155,8 +156,7 @@ class VhostUserBackend:
             case Request.GET_FEATURES, _:
                 return self._answers(self.offered)
             case Request.SET_FEATURES, int(features):
-                check_features(features, self.offered)
-                self.features = features
+                self.features, self._unserved = features, unserved(features, self.offered)
                 return [SetFeatures(features)]
             case Request.GET_PROTOCOL_FEATURES, _:
                 return self._answers(self.offered_protocol)
@@ -206,7 +206,8 @@ class VhostUserBackend:
             case Request.SET_VRING_ENABLE, VringState(index, num):
                 return [self.rings.enable(index, bool(num))]
             case Request.SET_VRING_KICK, VringFd(index, _):
-                actions = self.rings.kick(index, fds, self.features, bool(self.memory.regions))
+                obstacle = self._unserved or (None if self.memory.regions else NO_MEMORY)
+                actions = self.rings.kick(index, fds, self.features, obstacle)
                 if isinstance(actions[-1], StartRing):
                     self._starting = self.rings[index]
                 return actions

@@ -33,7 +33,6 @@ def test_qemus_q35_table() -> None:
         ((MemRegion(0, 8192, TOP - 4096, 0),), "wraps"),
         ((MemRegion(0, 8192, 0, (1 << 63) - 4096),), "wraps"),
         ((MemRegion(0, TOP - 1, 0, 1),), "wraps"),
-        ((LOW, LOW), "overlap"),
         ((LOW, MemRegion(0xBFFFF, 2, 0, 0)), "overlap"),
         ((MemRegion(0x1000, 0x1000, 0, 0), MemRegion(0, 0x10000, 0, 0)), "overlap"),
         ((LOW, BIOS, HIGH, MemRegion(0x200000, 1, 0, 0)), "overlap"),
@@ -90,3 +89,10 @@ def test_slots_are_what_was_told() -> None:
     with pytest.raises(Refusal, match="no memory slot left of 509"):
         full.added(row(MAX_SLOTS + 1))
     assert full.removed(row(3))[0].added(row(MAX_SLOTS + 1))
+
+
+def test_a_region_told_again_takes_its_own_place() -> None:
+    table = MemoryTable().added(LOW)
+    assert table.added(LOW).regions == (LOW,)
+    with pytest.raises(Refusal, match="overlap"):
+        MemoryTable.replaced((LOW, LOW))

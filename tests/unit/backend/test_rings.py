@@ -22,8 +22,8 @@ def described(*indexes: int) -> Rings:
     return rings
 
 
-def kick(rings: Rings, index: int = 0, features: int | None = FEATURES, memory: bool = True):
-    return rings.kick(index, (Fd(),), features, memory)
+def kick(rings: Rings, index: int = 0, features: int | None = FEATURES):
+    return rings.kick(index, (Fd(),), features, None)
 
 
 def kinds(actions) -> list[type]:
@@ -53,17 +53,17 @@ def test_without_protocol_features_a_ring_starts_enabled() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rings", "features", "memory", "fds", "reason"),
+    ("rings", "features", "obstacle", "fds", "reason"),
     [
-        (Rings(2), FEATURES, True, 1, "no SET_VRING_NUM"),
-        (described(0), None, True, 1, "before SET_FEATURES"),
-        (described(0), FEATURES, False, 1, NO_MEMORY),
-        (described(0), FEATURES, True, 0, "polling"),
+        (Rings(2), FEATURES, None, 1, "no SET_VRING_NUM"),
+        (described(0), None, None, 1, "before SET_FEATURES"),
+        (described(0), FEATURES, NO_MEMORY, 1, NO_MEMORY),
+        (described(0), FEATURES, None, 0, "polling"),
     ],
 )
-def test_a_start_that_cannot_be(rings, features, memory, fds: int, reason: str) -> None:
+def test_a_start_that_cannot_be(rings, features, obstacle, fds: int, reason: str) -> None:
     given = tuple(Fd() for _ in range(fds))
-    actions = rings.kick(0, given, features, memory)
+    actions = rings.kick(0, given, features, obstacle)
     assert isinstance(actions[-1], act.BreakRing)
     assert reason in actions[-1].reason
     assert actions[:-1] == ([act.CloseFds(given)] if given else [])
