@@ -34,7 +34,7 @@ class ControlServer:
     def __init__(self, device: GpuDevice, display: DisplayLink) -> None:
         self._device = device
         self._display = display
-        self._parked: set[_Parked] = set()
+        self._parked: dict[_Parked, None] = {}  # in the order they came
         self._timelines: dict[Timeline, deque[_Parked]] = {}
         self._tickets: list[Ticket] = []
 
@@ -69,6 +69,7 @@ class ControlServer:
 
     def stop(self) -> None:
         """The GPU socket is at its end already: no answer will come."""
+        self._tickets.clear()
         for parked in list(self._parked):
             if isinstance(parked.due, Ask):
                 self._answered(parked, parked.due, Silence.LATE)
@@ -77,7 +78,7 @@ class ControlServer:
 
     def _park(self, element: Element, push: Push, due: Ask | Outcome) -> _Parked:
         parked = _Parked(element, push, due.timeline, due)
-        self._parked.add(parked)
+        self._parked[parked] = None
         if due.timeline is not None:
             self._timelines.setdefault(due.timeline, deque()).append(parked)
         return parked
@@ -103,7 +104,7 @@ class ControlServer:
             del self._timelines[parked.timeline]
 
     def _give_back(self, parked: _Parked, response: bytes) -> None:
-        self._parked.discard(parked)
+        self._parked.pop(parked, None)
         parked.push(parked.element, response)
 
 
