@@ -8,16 +8,19 @@ cache=${VGPUD_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/vgpud}
 say() { echo "==> $*" >&2; }
 fail() { echo "setup: $*" >&2; exit 1; }
 
-new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+# Of an interpreter: its path (the program itself: not a pyenv shim, which chooses another one in
+# another folder, nor the python of a virtual environment that happens to be active), the folder of
+# its C headers, and the name of our extension built for it.
+facts='import sys, sysconfig
+assert sys.version_info >= (3, 11)
+print(sys._base_executable, sysconfig.get_path("include"),
+      "vgpud/_native" + sysconfig.get_config_var("EXT_SUFFIX"))'
+look_at() { read -r python include extension < <("$1" -c "$facts" 2>/dev/null); }
 python=
-for candidate in ${PYTHON:-} python3 /usr/bin/python3; do
-    if command -v "$candidate" >/dev/null && new_enough "$candidate"; then
-        # The program itself: not a pyenv shim, which chooses another one in another folder, nor the
-        # python of a virtual environment that happens to be active.
-        python=$("$candidate" -c 'import sys; print(sys._base_executable)')
-        break
-    fi
+for candidate in ${PYTHON:-python3 /usr/bin/python3}; do
+    if look_at "$candidate"; then break; fi
 done
+[ -n "$python" ] || [ -z "${PYTHON:-}" ] || fail "PYTHON=$PYTHON is no Python 3.11 or newer"
 
 missing=()
 command -v gcc >/dev/null || missing+=(gcc)
@@ -28,7 +31,6 @@ if [ -z "$python" ]; then
     missing+=(python3 python3-venv python3-dev)
 else
     "$python" -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
-    include=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
     [ -e "$include/Python.h" ] || missing+=(python3-dev)
 fi
 if [ ${#missing[@]} -gt 0 ]; then
@@ -41,8 +43,7 @@ if [ ${#missing[@]} -gt 0 ]; then
     apt-get -q update >"$log" 2>&1 || say "apt-get update failed for some sources; going on"
     apt-get -q -o Acquire::Retries=5 -o Dpkg::Use-Pty=0 install -y --no-install-recommends \
         "${missing[@]}" >>"$log" 2>&1 || { tail -n 20 "$log" >&2; fail "apt-get failed: see above"; }
-    new_enough "$python" || fail "Python 3.11 or newer is needed: PYTHON=/path/to/python3 make ..."
-    include=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
+    look_at "$python" || fail "Python 3.11 or newer is needed: PYTHON=/path/to/python3 make ..."
     [ -e "$include/Python.h" ] || fail "$python has no Python.h: choose another by PYTHON=/path"
 fi
 
@@ -53,7 +54,7 @@ mkdir -p "$cache/venv" "$cache/locks"
 exec 9>"$cache/locks/venv-$(basename "$venv")"
 flock 9
 # The extension module lies in the tree (an editable install), so a clean checkout lacks it.
-if [ "$(cat "$venv/state" 2>/dev/null)" = "$state" ] && ls vgpud/_native.*.so >/dev/null 2>&1; then
+if [ "$(cat "$venv/state" 2>/dev/null)" = "$state" ] && [ -e "$extension" ]; then
     echo "$venv"
     exit
 fi
