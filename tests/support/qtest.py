@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-PATIENCE = 20.0
+PATIENCE = 5.0
 """Seconds for QEMU to answer: two busy cores are slow, a hang is not."""
 
 
@@ -152,18 +152,21 @@ class PciDevice:
 class GuestRam:
     """A memfd of QEMU's, mapped. `base` is the guest-physical address of its first byte."""
 
-    def __init__(self, pid: int, name: str = "memory-backend-memfd", base: int = 0) -> None:
+    def __init__(
+        self, pid: int, name: str = "memory-backend-memfd", base: int = 0, number: int = 0
+    ) -> None:
         """Find the memfd among the descriptors of the process; QEMU names it after the type of
-        the backend. Several of one type: the first one, which is the first -object."""
+        the backend. Several of one type are numbered in the order in which QEMU made them."""
         self.base = base
+        found = []
         for fd in sorted(int(entry) for entry in os.listdir(f"/proc/{pid}/fd")):
             path = f"/proc/{pid}/fd/{fd}"
             with contextlib.suppress(OSError):  # closed meanwhile
                 if os.readlink(path) == f"/memfd:{name} (deleted)":
-                    file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-                    break
-        else:
-            raise QtestError(f"QEMU (process {pid}) has no memfd called {name}")
+                    found.append(path)
+        if number >= len(found):
+            raise QtestError(f"QEMU (process {pid}) has no memfd {number} called {name}")
+        file = os.open(found[number], os.O_RDWR | os.O_CLOEXEC)
         try:
             self._map = mmap.mmap(file, 0)
         finally:

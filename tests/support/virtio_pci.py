@@ -8,7 +8,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tests.support.qtest import GuestRam, PciDevice, QtestError, wait_until, write
+from tests.support.qtest import PATIENCE, GuestRam, PciDevice, QtestError, wait_until, write
 
 ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEEDS_RESET, FAILED = 1, 2, 4, 8, 0x40, 0x80
 VERSION_1, INDIRECT_DESC, EVENT_IDX = 1 << 32, 1 << 28, 1 << 29
@@ -100,7 +100,7 @@ class Queue:
         """Chains that the device has not given back."""
         return (self.added - self.used_index) & 0xFFFF
 
-    def wait(self, patience: float = 20.0) -> None:
+    def wait(self, patience: float = PATIENCE) -> None:
         """Wait until the device has given everything back."""
         wait_until(lambda: self.outstanding == 0, f"queue {self.index}: an answer", patience)
 
