@@ -157,8 +157,7 @@ class FakePixelStore:
     def __init__(self, guest: FakeGuest | None = None) -> None:
         self.guest = guest or FakeGuest((0, 16 * PAGE))
         self.refuse = False
-        self.surfaces: list[FakeSurface] = []
-        self.resolved: list[bytes] = []
+        self.made = 0
 
     def set_memory(self, guest: FakeGuest) -> None:
         self.guest = guest
@@ -166,12 +165,10 @@ class FakePixelStore:
     def create_surface(self, width: int, height: int, pixel_format: int) -> FakeSurface:
         if self.refuse:
             raise GuestError(ERR_OUT_OF_MEMORY, "the host has no memory left")
-        surface = FakeSurface(width, height, pixel_format)
-        self.surfaces.append(surface)
-        return surface
+        self.made += 1
+        return FakeSurface(width, height, pixel_format)
 
     def resolve(self, entries: bytes) -> FakeBacking:
-        self.resolved.append(entries)
         pieces = []
         for number, (address, length, _) in enumerate(struct.iter_unpack("<QII", entries)):
             if length == 0:
@@ -196,6 +193,5 @@ class HollowStore(FakePixelStore):
     def create_surface(self, width: int, height: int, pixel_format: int) -> FakeSurface:
         if self.refuse:
             raise GuestError(ERR_OUT_OF_MEMORY, "the host has no memory left")
-        surface = HollowSurface(width, height, pixel_format)
-        self.surfaces.append(surface)
-        return surface
+        self.made += 1
+        return HollowSurface(width, height, pixel_format)

@@ -195,11 +195,12 @@ class GpuDevice:
             raise GuestError(Ctrl.RESP_ERR_UNSPEC, "the resource has a backing already")
         entries = _entries(request[ResourceAttachBacking.SIZE :], cmd.nr_entries)
         if entries:
-            resource.backing = self._store.resolve(entries)
+            self.resources.require_entries(cmd.nr_entries)
+            self.resources.attach(resource, self._store.resolve(entries), cmd.nr_entries)
         return self._ok(cmd.hdr)
 
     def _detach_backing(self, cmd: ResourceDetachBacking, _: bytes) -> Outcome:
-        self.resources.require(cmd.resource_id).backing = None
+        self.resources.detach(self.resources.require(cmd.resource_id))
         return self._ok(cmd.hdr)
 
     def _set_scanout(self, cmd: SetScanout, _: bytes) -> Outcome | Ask:

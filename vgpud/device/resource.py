@@ -14,6 +14,11 @@ MAX_RESOURCES: Final = 1 << 16
 """A resource costs the host about 1 KiB beside its pixels: 64 MiB at most. Without a count, a
 guest makes 67 million resources of one pixel within the 256 MiB."""
 
+MAX_ALL_ENTRIES: Final = 1 << 20
+"""Entries of all backings together: 4 GiB of scattered pages. One costs the host 40 bytes (as it
+came, and resolved), so 40 MiB at most; without a bound 65,536 resources with 16,384 entries each,
+all of the same page, take 40 GiB (row A03)."""
+
 MAX_IMAGE: Final = (1 << 32) - 1
 """Bytes of one image, as QEMU's calc_image_hostmem(): no size is ever cut to 32 bits."""
 
@@ -21,13 +26,14 @@ MAX_IMAGE: Final = (1 << 32) - 1
 class Resource:
     """One 2D resource: the host's pixels and, where attached, the guest's pages."""
 
-    __slots__ = ("backing", "resource_id", "scanouts", "size", "surface", "uuid")
+    __slots__ = ("backing", "entries", "resource_id", "scanouts", "size", "surface", "uuid")
 
     def __init__(self, resource_id: int, surface: Surface, size: int) -> None:
         self.resource_id = resource_id
         self.surface = surface
         self.size = size
         self.backing: Backing | None = None
+        self.entries = 0
         self.scanouts: set[int] = set()
         self.uuid: UUID | None = None
 
@@ -62,6 +68,7 @@ class ResourceTable:
 
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
+        self.entries = 0
         self._by_id: dict[int, Resource] = {}
 
     def __len__(self) -> int:
@@ -91,10 +98,24 @@ class ResourceTable:
         self._by_id[resource.resource_id] = resource
         self.budget.used += resource.size
 
+    def require_entries(self, count: int) -> None:
+        """Raises GuestError(ERR_OUT_OF_MEMORY) where so many entries more are too many."""
+        if self.entries + count > MAX_ALL_ENTRIES:
+            raise GuestError(Ctrl.RESP_ERR_OUT_OF_MEMORY, f"{self.entries} entries are in use")
+
+    def attach(self, resource: Resource, backing: Backing, entries: int) -> None:
+        resource.backing, resource.entries = backing, entries
+        self.entries += entries
+
+    def detach(self, resource: Resource) -> None:
+        self.entries -= resource.entries
+        resource.backing, resource.entries = None, 0
+
     def remove(self, resource: Resource) -> None:
+        self.detach(resource)
         del self._by_id[resource.resource_id]
         self.budget.used -= resource.size
 
     def clear(self) -> None:
         self._by_id.clear()
-        self.budget.used = 0
+        self.budget.used = self.entries = 0

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from tests.support.fake_pixels import PAGE, entries
+from tests.support.fake_pixels import PAGE, FakeBacking, entries
 from tests.unit.device.driver import (
     FORMATS,
     GOOD,
@@ -116,6 +116,7 @@ word = st.sampled_from([0, 1, 2, 3, 4, 16, 32, 64, 67, 80, U32]) | st.integers(0
 any_body = st.lists(word, max_size=24).map(lambda words: struct.pack(f"<{len(words)}I", *words))
 
 
+@settings(deadline=None)
 @given(request_=st.builds(bytes.__add__, any_header, any_body) | st.binary(max_size=128))
 def test_random_bytes_never_raise_and_errors_change_nothing(request_: bytes) -> None:
     driver = furnished()
@@ -221,6 +222,9 @@ class AnyGuest(RuleBasedStateMachine):
             one.surface.width * one.surface.height * 4 for one in resources
         )
         assert device.resources.budget.used < device.resources.budget.limit
+        assert device.resources.entries == sum(
+            len(one.backing.pieces) for one in resources if isinstance(one.backing, FakeBacking)
+        )
         shown = {head: one.surface for one in resources for head in one.scanouts}
         told = {head: m.surface for head, m in self.told.items() if m.surface is not None}
         assert shown == told

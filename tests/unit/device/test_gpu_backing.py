@@ -9,6 +9,7 @@ import pytest
 from tests.support.fake_pixels import PAGE, FakeBacking, FakeGuest, FakePixelStore, entries, entry
 from tests.unit.device.driver import (
     BAD_RESOURCE,
+    NO_MEMORY,
     OK,
     U32,
     UNSPEC,
@@ -49,6 +50,21 @@ def test_A03_sixteen_thousand_entries_are_fine() -> None:
     driver.ok(attach(2, ONE_PAGE * 16384))
     assert driver.resource(2).backing is not None
     assert len(pieces(driver, 2)) == 16384
+
+
+def test_A03_the_entries_of_all_backings_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """40 bytes each on the host, and a guest needs but one page to name it millions of times."""
+    monkeypatch.setattr("vgpud.device.resource.MAX_ALL_ENTRIES", 25)
+    driver = Driver()
+    driver.ok(*(create_2d(number, 4, 4) for number in (1, 2, 3)))
+    driver.ok(attach(1, ONE_PAGE * 10), attach(2, ONE_PAGE * 10))
+    driver.refused(attach(3, ONE_PAGE * 6), NO_MEMORY)
+    driver.refused(attach(3, entries((0, 0)) * 6), NO_MEMORY)
+    driver.ok(attach(3, ONE_PAGE * 5), detach(2), detach(2))
+    driver.refused(attach(2, ONE_PAGE * 11), NO_MEMORY)
+    driver.ok(attach(2, ONE_PAGE * 10), unref(1), detach(3), attach(3, ONE_PAGE * 15))
+    driver.device.reset()
+    driver.ok(create_2d(1, 4, 4), attach(1, ONE_PAGE * 25))
 
 
 def test_A04_one_more_is_refused() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.fake_pixels import HollowStore
@@ -117,6 +117,7 @@ def test_F13_a_resource_beyond_16_bits_has_exact_damage() -> None:
 side, part = st.integers(16, 40), st.integers(0, 40)
 
 
+@settings(deadline=None)
 @given(x=part, y=part, width=side, height=side, left=part, top=part, right=part, bottom=part)
 def test_damage_is_the_pixels_that_are_in_both(
     x: int, y: int, width: int, height: int, left: int, top: int, right: int, bottom: int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.fake_pixels import PAGE, entries
@@ -199,6 +199,7 @@ def test_memory_that_vanishes_is_the_guest_s_error() -> None:
     assert answer.kind == UNSPEC
 
 
+@settings(deadline=None)
 @given(
     x=st.integers(0, WIDTH),
     y=st.integers(0, HEIGHT),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.fake_pixels import FakePixelStore
@@ -21,6 +21,7 @@ def resource(number: int) -> Resource:
     return Resource(number, FakePixelStore().create_surface(32, 32, 1), 4096)
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(

@@ -580,6 +580,7 @@ TestAnyDisplay.settings = settings(max_examples=80, stateful_step_count=25, dead
 point = st.integers(0, 31)
 
 
+@settings(deadline=None)
 @given(
     boxes=st.lists(st.tuples(point, point, st.integers(1, 9), st.integers(1, 9)), max_size=12),
     reads=st.lists(st.booleans(), min_size=12, max_size=12),

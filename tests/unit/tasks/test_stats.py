@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vgpud.tasks.stats import SAMPLES, Stats
@@ -21,6 +21,7 @@ def test_without_a_flush_every_percentile_is_zero(share: float) -> None:
     assert Stats().percentile(share) == 0.0
 
 
+@settings(deadline=None)
 @given(
     times=st.lists(st.floats(0, 10, allow_nan=False), min_size=1, max_size=50),
     share=st.floats(0, 1),
