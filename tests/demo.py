@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import os
 import re
 import signal
 import sys
@@ -15,7 +14,7 @@ from tests.qemu.binaries import Qemu, qemu
 from tests.qemu.cache import CacheError, say, step
 from tests.qemu.process import Child
 from tests.support.guest_image import guest_image
-from tests.support.qemu import VGPUD, Machine, MachineError, backend, machine
+from tests.support.qemu import VGPUD, Machine, MachineError, backend, machine, statistics
 
 PICTURE = Path("build/demo.png")
 # The rows of the guest's console that stay visible above the pattern: 34 lines of text.
@@ -24,21 +23,6 @@ FLIPS = 120
 SEED = 7
 # Without a terminal nobody can press Ctrl-C: how long the guest stays up then, in seconds.
 LINGER = 2.0
-
-
-def statistics(child: Child) -> dict[str, str]:
-    """The back-end's last `event=stats` line as a dictionary; empty if it wrote none."""
-    lines = [line for line in child.log().splitlines() if "event=stats" in line]
-    return dict(re.findall(r"(\w+)=(\S+)", lines[-1])) if lines else {}
-
-
-def say_statistics(child: Child) -> None:
-    stats = statistics(child)
-    if stats:
-        say(
-            f"vgpud served {stats['frames']} frames; latency of a flush: "
-            f"half within {stats['flush_p50_ms']} ms, 99 % within {stats['flush_p99_ms']} ms"
-        )
 
 
 def show(vm: Machine, child: Child, is_vgpud: bool) -> None:
@@ -58,10 +42,12 @@ def show(vm: Machine, child: Child, is_vgpud: bool) -> None:
     PICTURE.write_bytes(picture.png())
     say(f"the guest's screen: {PICTURE.absolute()}")
     if is_vgpud:
-        os.kill(child.pid, signal.SIGUSR1)
         with vm.explained():
-            child.wait_log("event=stats")
-        say_statistics(child)
+            stats = statistics(child)
+        say(
+            f"vgpud served {stats['frames']} frames; latency of a flush: "
+            f"half within {stats['flush_p50_ms']} ms, 99 % within {stats['flush_p99_ms']} ms"
+        )
 
 
 def stay(vm: Machine, child: Child) -> None:

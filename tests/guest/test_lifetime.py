@@ -10,7 +10,7 @@ from tests.guest.pattern import pattern
 from tests.qemu.binaries import Qemu
 from tests.qemu.process import Child
 from tests.support.guest_image import GuestImage
-from tests.support.qemu import VGPUD, backend, machine
+from tests.support.qemu import PATIENCE, VGPUD, Machine, backend, machine, statistics
 
 
 def warnings_of(log: str) -> list[str]:
@@ -33,12 +33,20 @@ def connect(path: Path, vgpud: Child) -> socket.socket:
             time.sleep(0.02)
 
 
+def keep_drawing(vm: Machine, vgpud: Child) -> None:
+    """Start a guest program that flips pages without end; returns when it is in full swing."""
+    vm.run("drmdraw --flips 100000 >/dev/null 2>&1 &")
+    before = int(statistics(vgpud)["frames"])
+    deadline = time.monotonic() + PATIENCE
+    while int(statistics(vgpud)["frames"]) < before + 20:
+        assert time.monotonic() < deadline, vm.logs()
+
+
 def test_qemu_killed_while_drawing(the_qemu: Qemu, image: GuestImage) -> None:
     with backend() as (vgpud, gpu):
         with machine(the_qemu, image, gpu, children=[vgpud]) as vm:
             vm.wait_ready()
-            vm.run("drmdraw --flips 100000 >/dev/null 2>&1 &")
-            time.sleep(0.5)  # in the middle of its flips, wherever that is
+            keep_drawing(vm, vgpud)
             os.kill(vm.qemu.pid, signal.SIGKILL)
             vm.qemu.wait()
             assert vgpud.wait() == 0, vgpud.tail()
@@ -53,7 +61,7 @@ def test_sigterm(the_qemu: Qemu, image: GuestImage) -> None:
     with backend() as (vgpud, gpu):
         with machine(the_qemu, image, gpu, children=[vgpud]) as vm:
             vm.wait_ready()
-            vm.run("drmdraw --flips 100000 >/dev/null 2>&1 &")
+            keep_drawing(vm, vgpud)
             vgpud.process.terminate()
             assert vgpud.wait(5) == 0, vgpud.tail()
             assert "Traceback" not in vgpud.log(), vgpud.log()

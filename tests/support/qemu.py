@@ -6,6 +6,8 @@ what fails shows the logs of QEMU, of the back-end and of the guest.
 
 import contextlib
 import os
+import re
+import signal
 import socket
 import sys
 import tempfile
@@ -137,6 +139,15 @@ class Machine:
             if time.monotonic() > deadline:
                 raise MachineError(f"head {head}: {difference}\n{self.logs()}")
             time.sleep(0.05)
+
+
+def statistics(vgpud: Child) -> dict[str, str]:
+    """What a running vgpud has counted so far: the fields of the line it logs on SIGUSR1."""
+    seen = vgpud.log().count("event=stats")
+    os.kill(vgpud.pid, signal.SIGUSR1)
+    log = vgpud.wait_log("event=stats", count=seen + 1)
+    line = [line for line in log.splitlines() if "event=stats" in line][-1]
+    return dict(re.findall(r"(\w+)=(\S+)", line))
 
 
 @contextlib.contextmanager
