@@ -147,7 +147,7 @@ def test_S11_a_refused_switch_leaves_the_old_picture() -> None:
     assert [message.scanout_id for message in driver.ok(flush(1)).display] == [0, 1]
 
 
-def test_a_head_beyond_what_qemu_can_allocate_is_accepted_and_blank() -> None:
+def test_V04_a_head_beyond_what_qemu_can_allocate_is_accepted_and_blank() -> None:
     driver = Driver(HollowStore())
     driver.ok(create_2d(1, MAX_SIDE + 1, 16), create_2d(2, MAX_SIDE, 16))
     wide: Box = (0, 0, MAX_SIDE + 1, 16)

@@ -466,7 +466,7 @@ def test_an_image_replaces_moves_and_images_before_it_and_moves_come_after() -> 
     assert screen.log == [(IMAGE, 3, 3), (POS, 4, 4)]
 
 
-def test_K04_an_image_is_a_whole_message_of_16416_bytes() -> None:
+def test_K04_V03_an_image_is_a_whole_message_of_16416_bytes() -> None:
     head = Head(7)
     pixels = bytes(range(256)) * 64
     head.cursor_image(CursorImage(7, 10, 20, 3, 4, pixels))
