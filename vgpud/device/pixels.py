@@ -6,7 +6,7 @@ one made of bytes; `tests/contract` holds both to the same cases.
 
 from __future__ import annotations
 
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from vgpuwire import Format, Rect
 
@@ -16,12 +16,76 @@ BYTES_PER_PIXEL: Final = 4
 FORMATS: Final = frozenset(int(f) for f in Format)
 
 
+class Layout(NamedTuple):
+    """Where the pixels of a frame buffer are in its memory: width x height pixels of a virtio-gpu
+    format, rows `stride` bytes apart, the first pixel at byte `offset`."""
+
+    width: int
+    height: int
+    stride: int
+    offset: int
+    format: int
+
+
+class Dmabuf(Protocol):
+    """A dma-buf and its descriptor, closed with the last reference."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+
+    def fileno(self) -> int: ...
+
+
+class Picture(Protocol):
+    """What a head can show: a frame buffer, wherever its pixels are. It lives as long as
+    somebody refers to it."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+    @property
+    def stride(self) -> int:
+        """Bytes from a row to the next, in its dma-buf."""
+
+    @property
+    def fourcc(self) -> int:
+        """The DRM format of the dma-buf, without alpha (row F15)."""
+
+    @property
+    def lost(self) -> bool:
+        """Whether the guest's memory behind it has left the memory table."""
+
+    def rows(self, rect: Rect) -> list[memoryview]:
+        """The pixels of `rect`, which is inside, as B8G8R8X8 bytes in pieces from top to bottom.
+        Memory that cannot fault: the resource's own, or a copy.
+
+        Raises GuestError(ERR_UNSPEC) where the guest's memory is no longer there.
+        """
+
+    def dmabuf(self) -> Dmabuf | None:
+        """All of its memory as a dma-buf whose first byte is the first pixel, made when first
+        asked for and kept; None where that cannot be (the reason is logged once)."""
+
+
 class Backing(Protocol):
     """Guest pages behind a resource, in the order of the guest's entries."""
 
     @property
     def size(self) -> int:
         """Bytes: the sum of the entries' lengths."""
+
+
+class BlobBacking(Backing, Protocol):
+    """What the store's backings can do for blobs (issue 4): joins Backing when the store has it;
+    Surface then is a Picture too."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """At most `length` bytes; fewer at the end. Raises GuestError as `rows` does."""
+
+    def picture(self, layout: Layout, size: int) -> Picture:
+        """Its first `size` bytes seen as a frame buffer. The layout was checked against them."""
 
 
 class Surface(Protocol):
