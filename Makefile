@@ -1,6 +1,7 @@
 # make demo    a Linux guest on real QEMU draws its screen through vgpud
 # make test    every test layer, real QEMU and guest included; nothing is skipped
 # make check   the inner loop: lint, types, unit, contract and wire tests
+# make diff    N generated scripts (1000) on QEMU's own device and on vgpud; SEED=1, QEMU=a root
 # make clean   remove what was built in the tree (downloads stay in the cache)
 #
 # Each installs what it needs. Downloads, builds and the Python environment live in
@@ -10,7 +11,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .SILENT:
-.PHONY: demo test check lint sanitize machine clean
+.PHONY: demo test check diff lint sanitize machine clean
 
 # The environment's programs first in PATH. Inside recipes only: `make clean` installs nothing.
 ENTER = venv=$$(tests/qemu/setup.sh); export PATH="$$venv/bin:$$PATH"
@@ -26,6 +27,10 @@ test: lint sanitize machine
 check: lint
 	$(ENTER)
 	exec pytest tests/unit tests/contract tests/wire
+
+diff:
+	$(ENTER)
+	exec python -m tests.diff --count $(or $(N),1000) --seed $(or $(SEED),1) --qemu "$(QEMU)"
 
 lint:
 	$(ENTER)

@@ -13,6 +13,7 @@ from pathlib import Path
 from tests.diff.generate import generate
 from tests.diff.oracle import Tally, compare_many, oracle
 from tests.diff.quirks import reason
+from tests.diff.rows import live_rows
 from tests.diff.script import parse
 from tests.qemu.binaries import qemu
 from tests.qemu.cache import CacheError
@@ -51,6 +52,21 @@ def _one(name: str, file: Path) -> int:
     return 1 if verdict.faults else 0
 
 
+def _rows(name: str) -> int:
+    machine = qemu(name)
+    rows = live_rows(machine)
+    print(f"| id | input | QEMU {machine.version} | vgpud | |\n|---|---|---|---|---|")
+    for key, live in rows.items():
+        verdict = "same" if live.same else f"different because {live.because or '?'}"
+        print(f"| {key} | {live.row.what} | {live.qemu} | {live.vgpud} | {verdict} |")
+    faults = [(key, fault) for key, live in rows.items() for fault in live.faults]
+    for key, fault in faults:
+        print(f"{key}: {fault}", file=sys.stderr)
+    same = sum(live.same for live in rows.values())
+    print(f"\n{len(rows)} rows: {same} same, {len(rows) - same} different, {len(faults)} faults")
+    return 1 if faults else 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.diff")
     parser.add_argument("--count", type=int, default=1000, help="how many generated scripts")
@@ -58,6 +74,7 @@ def main() -> int:
     parser.add_argument("--qemu", default="", help="a root's name (tests/qemu/roots.py), or own")
     parser.add_argument("--script", type=Path, help="run the script in this file")
     parser.add_argument("--print", type=int, metavar="SEED", help="print a generated script")
+    parser.add_argument("--rows", action="store_true", help="run the script of each row")
     options = parser.parse_args()
     try:
         if options.print is not None:
@@ -65,6 +82,8 @@ def main() -> int:
             return 0
         if options.script is not None:
             return _one(options.qemu, options.script)
+        if options.rows:
+            return _rows(options.qemu)
         return _many(options.qemu, options.count, options.seed)
     except CacheError as error:
         print(f"tests.diff: {error}", file=sys.stderr)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from tests.diff.memory import DIMM_SIZE, DIMMS, HOLE, LOW, LOW_SIZE, PIXELS, PIXELS_SIZE, SHADOW
 from tests.diff.script import CONTROL, CURSOR, HEADS, Script, Step
 from tests.qtest import gpu
-from tests.support.virtio_pci import EVENT_IDX, GPU_EDID, INDIRECT_DESC
+from tests.support.virtio_pci import EVENT_IDX, GPU_EDID, GPU_RESOURCE_UUID, INDIRECT_DESC
 
 MAX = 0xFFFF_FFFF
 FORMATS = tuple(gpu.CHANNELS)
@@ -57,7 +57,7 @@ class Generator:
             if self.chance(25):
                 self._exact_damage()
         features = GPU_EDID * self.chance(80) | INDIRECT_DESC * self.chance(80)
-        features |= EVENT_IDX * self.chance(50)
+        features |= EVENT_IDX * self.chance(50) | GPU_RESOURCE_UUID * self.chance(50)
         steps = tuple(
             step if features & INDIRECT_DESC or not step.indirect else replace(step, indirect=False)
             for step in self.steps
@@ -221,7 +221,7 @@ class Generator:
 
     def _size_of(self, number: int) -> tuple[int, int]:
         width, height = self.sizes.get(number, (64, 48))
-        return width, min(height, 4096)
+        return width, min(height, 512)
 
     def _transfer(self) -> Step:
         number = self._id()

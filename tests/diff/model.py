@@ -13,6 +13,7 @@ from tests.diff.memory import BOUNCE, Contents, bounced, is_ram
 from tests.diff.script import CURSOR, HEADS, Step, kind_of
 from tests.qtest import gpu
 from tests.qtest.gpu import rgb
+from tests.support.virtio_pci import GPU_RESOURCE_UUID
 
 MAX_HOSTMEM = 256 << 20
 SIZES = {
@@ -103,17 +104,14 @@ class Head:
 class Model:
     """One device. `quirks`: the names of the differences that it has."""
 
-    def __init__(self, memory: Contents, quirks: Collection[str] = ()) -> None:
+    def __init__(self, memory: Contents, features: int = 0, quirks: Collection[str] = ()) -> None:
+        """A device after its reset, with the features that its driver accepted."""
         self.memory = memory
+        self.features = features
         self.quirks = frozenset(quirks)
         self.fired: set[str] = set()
-        self.reset()
-
-    def reset(self) -> None:
-        """A device reset."""
         self.resources: dict[int, Resource] = {}
         self.heads = [Head() for _ in range(HEADS)]
-        self.fired.clear()
         if "R04" in self.quirks:
             for head in self.heads:
                 head.shown = Shown(0, 0, None, "off")
@@ -136,6 +134,8 @@ class Model:
             flags, fence, ctx, ring = struct.unpack_from("<IQIB", request, 4)
         try:
             kind = kind_of(request)
+            if kind == gpu.ASSIGN_UUID and self.quirk("N01"):
+                raise Refused(gpu.UNSPEC if len(request) >= 24 else gpu.INVALID_PARAMETER)
             if len(request) < 24 or len(request) < SIZES.get(kind or 0, 0):
                 short = len(request) >= 24 and self.quirk("E02.10")
                 raise Refused(gpu.OK if short else gpu.INVALID_PARAMETER)
@@ -158,6 +158,9 @@ class Model:
             if struct.unpack_from("<I", body)[0] >= HEADS:
                 raise Refused(gpu.INVALID_PARAMETER)
             return gpu.OK_EDID, 1056
+        if kind == gpu.ASSIGN_UUID and self.features & GPU_RESOURCE_UUID:
+            self._find(struct.unpack_from("<I", body)[0])
+            return gpu.OK_UUID, 40
         if kind == gpu.CREATE_2D:
             self._create(*struct.unpack_from("<IIII", body))
         elif kind == gpu.UNREF:
@@ -242,15 +245,17 @@ class Model:
         if offset >= 1 << 32 and width and height and self.quirk("T14"):
             offset &= 0xFFFF_FFFF
         whole = x == 0 and width == resource.width
+        size = sum(length for _, length in resource.entries)
         for line in range(height if width else 0):
             source = offset + line * stride
             if offset < 1 << 32 <= source and not whole and self.quirk("T15"):
                 source &= 0xFFFF_FFFF
+            if source >= size:
+                continue
             data = self._gather(resource.entries, source, width * 4)
             if len(data) % 4 and not self.quirk("T13"):
                 data = data[: len(data) // 4 * 4]
-            if data:
-                resource.row(y + line)[x * 4 : x * 4 + len(data)] = data
+            resource.row(y + line)[x * 4 : x * 4 + len(data)] = data
         self._changed(resource, rect)
 
     def _gather(self, entries: list[tuple[int, int]], offset: int, length: int) -> bytes:

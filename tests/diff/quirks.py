@@ -28,6 +28,8 @@ QUIRKS = {
     "but does not share it; vgpud answers UNSPEC.",
     "E01": "A request shorter than its header: QEMU answers with the flags and fence of a header "
     "of which it read only a part (the rest is what its heap held); vgpud echoes no fence.",
+    "N01": "RESOURCE_ASSIGN_UUID: QEMU's 2D device does not know it; vgpud has it where the driver "
+    "accepted RESOURCE_UUID, which QEMU passes on to the guest, and reads its length before.",
     "R04": "After a device reset QEMU's own device shows its placeholder; over vhost-user QEMU "
     "keeps the last picture until a scanout is set, and the back-end has no socket to say so.",
     "F00": "QEMU's own device shows a resource itself: pixels are seen when transferred; vgpud "

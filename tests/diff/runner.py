@@ -57,6 +57,7 @@ class Device:
         for start, _, _ in FILLED:
             self.write(start, self._clean.read(start, len(self._clean.clean[start])))
         self._at = ARENA
+        self._offered = machine.gpu.offered()
 
     def write(self, address: int, data: bytes) -> None:
         """Write into guest memory, which here is RAM below 4 GiB and the modules above."""
@@ -69,7 +70,7 @@ class Device:
         result = Result()
         with self.vm.explained():
             sizes = [min(script.queue_size, self.vm.gpu.max_size(CONTROL)), None]
-            self.vm.gpu.start(script.features, sizes, RINGS)
+            self.vm.gpu.start(script.features & self._offered, sizes, RINGS)
             pending: list[tuple[int, Step]] = []
             for number, step in enumerate(script.steps):
                 if step.is_command:
@@ -141,6 +142,8 @@ class Device:
     def _collect(
         self, waiting: dict[tuple[int, int], tuple[int, list[Buffer]]], result: Result
     ) -> None:
+        if not waiting:
+            return
         for index in (CONTROL, CURSOR):
             if any(key[0] == index for key in waiting):
                 self.vm.gpu.kick(index)
@@ -200,8 +203,9 @@ class Device:
         self.vm.gpu.kick(CONTROL)
         with contextlib.suppress(QtestError):
             queue.wait(HANG)
-        used = queue.take()
-        result.answers[number] = Answer(used[0][1] if used else None, b"")
+        used = [length for _, length in queue.take()]
+        data = self.vm.ram.read(back, used[0]) if used else b""
+        result.answers[number] = Answer(used[0] if used else None, data)
 
 
 def _desc(address: int, length: int, flags: int, following: int) -> bytes:

@@ -4,6 +4,8 @@ Written from the specification's structures (virtio 1.3, 5.7.6), with struct and
 a layout error there must not cancel out here.
 """
 
+import functools
+import random
 import struct
 from collections.abc import Sequence
 
@@ -107,14 +109,15 @@ def rgb(pixels: bytes, pixel_format: int = 1) -> bytes:
     return bytes(out)
 
 
+@functools.lru_cache(maxsize=64)
+def _period(seed: int) -> bytes:
+    """Noise of a length that is no power of two, so that rows of pixels do not repeat."""
+    return random.Random(seed).randbytes(65521 * 4)
+
+
 def noise(size: int, seed: int = 0) -> bytes:
     """`size` bytes in which any two pixels nearby differ; the same for the same seed."""
-    words = bytearray()
-    value = seed * 2654435761 & 0xFFFFFFFF or 1
-    while len(words) < min(size, 65536):
-        value = (value * 1664525 + 1013904223) & 0xFFFFFFFF
-        words += (value >> 8).to_bytes(3, "little")
-    period = bytes(words[: 65536 - 12])  # no power of two: rows do not repeat
+    period = _period(seed)
     return (period * (size // len(period) + 1))[:size]
 
 
