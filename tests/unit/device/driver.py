@@ -39,7 +39,7 @@ Box = tuple[int, int, int, int]
 """x, y, width, height."""
 
 
-def command(kind: int, body: bytes = b"", **header: int) -> bytes:
+def command(kind: int, body: bytes = b"", /, **header: int) -> bytes:
     flags, fence = header.get("flags", 0), header.get("fence", 0)
     context, ring = header.get("context", 0), header.get("ring", 0)
     return struct.pack("<IIQIB3x", kind, flags, fence, context, ring) + body
@@ -132,9 +132,10 @@ class Answer(NamedTuple):
 
 
 def answer_of(outcome: Outcome) -> Answer:
-    header = struct.unpack_from("<IIQIB", outcome.response)
+    kind, flags, fence, context, ring = struct.unpack_from("<IIQIB", outcome.response)
     assert outcome.response[21:24] == bytes(3), "the padding leaks something"
-    return Answer(*header, outcome.response[24:], outcome.display, outcome.timeline)
+    body = outcome.response[24:]
+    return Answer(kind, flags, fence, context, ring, body, outcome.display, outcome.timeline)
 
 
 class Driver:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from typing import Any
 
 from tests.support.fake_pixels import PAGE, entries
 from tests.unit.device.driver import (
@@ -52,7 +53,7 @@ def test_R01_pixels_pages_and_pointers_are_freed() -> None:
     driver = furnished()
     resource = driver.resource(1)
     assert resource.backing is not None
-    left = [weakref.ref(resource.surface), weakref.ref(resource.backing)]
+    left: list[Any] = [weakref.ref(resource.surface), weakref.ref(resource.backing)]
     del resource
     driver.device.reset()
     gc.collect()

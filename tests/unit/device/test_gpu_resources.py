@@ -7,6 +7,7 @@ import gc
 import struct
 import uuid
 import weakref
+from typing import Any
 
 import pytest
 
@@ -193,7 +194,7 @@ def test_U07_a_resource_that_goes_takes_its_pixels_and_pages_along() -> None:
     driver = furnished()
     resource = driver.resource(1)
     assert resource.backing is not None
-    left = [weakref.ref(resource.surface), weakref.ref(resource.backing)]
+    left: list[Any] = [weakref.ref(resource.surface), weakref.ref(resource.backing)]
     del resource
     driver.ok(unref(1))
     gc.collect()
