@@ -22,7 +22,6 @@ from vgpud.tasks.frontend import FrontendLink
 from vgpud.tasks.ring import RingTask, Server
 from vgpud.tasks.servers import ControlServer, CursorServer
 from vgpud.tasks.stats import Stats
-from vgpuwire import MAX_SCANOUTS
 
 CONTROL: Final = 0
 REFUSED: Final = 1
@@ -106,7 +105,7 @@ class Session:
             case actions.BreakRing(index, reason):
                 self._rings[index].refuse(reason)
             case actions.ConfigWritten(num_scanouts):
-                self._device.num_scanouts = max(1, min(num_scanouts, MAX_SCANOUTS))
+                self._device.outputs.limit = num_scanouts
             case actions.CloseFds(fds):
                 for unwanted in fds:
                     unwanted.close()

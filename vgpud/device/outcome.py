@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
-from vgpud.device.pixels import Surface
+from vgpud.device.pixels import Picture
 from vgpuwire import CtrlHdr, Rect
 
 Timeline = tuple[int, int]
@@ -25,7 +25,7 @@ class ShowSurface(NamedTuple):
     """The scanout shows `rect` of `surface` from now on; None: it is disabled."""
 
     scanout_id: int
-    surface: Surface | None
+    surface: Picture | None
     rect: Rect
 
 

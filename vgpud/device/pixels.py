@@ -76,11 +76,6 @@ class Backing(Protocol):
     def size(self) -> int:
         """Bytes: the sum of the entries' lengths."""
 
-
-class BlobBacking(Backing, Protocol):
-    """What the store's backings can do for blobs (issue 4): joins Backing when the store has it;
-    Surface then is a Picture too."""
-
     def read(self, offset: int, length: int) -> bytes:
         """At most `length` bytes; fewer at the end. Raises GuestError as `rows` does."""
 
@@ -88,21 +83,18 @@ class BlobBacking(Backing, Protocol):
         """Its first `size` bytes seen as a frame buffer. The layout was checked against them."""
 
 
-class Surface(Protocol):
+class Surface(Picture, Protocol):
     """The host's copy of a 2D resource: B8G8R8A8 whatever the guest's format, row-major,
-    zero when new. It lives as long as somebody refers to it."""
+    zero when new."""
 
     @property
-    def width(self) -> int: ...
-    @property
-    def height(self) -> int: ...
-    @property
     def pixels(self) -> memoryview:
-        """height * width * 4 bytes."""
+        """height * stride bytes."""
 
     def fill(self, backing: Backing, rect: Rect, offset: int) -> None:
         """Copy `rect`, which is inside the surface, from the backing, whose byte `offset` is the
-        rectangle's first pixel; what lies beyond the backing's end is left as it was.
+        rectangle's first pixel and whose rows are width * 4 bytes; what lies beyond the backing's
+        end is left as it was.
 
         Raises GuestError(ERR_UNSPEC) where the guest's memory is no longer there.
         """

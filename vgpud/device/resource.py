@@ -24,14 +24,12 @@ MAX_IMAGE: Final = (1 << 32) - 1
 
 
 class Resource:
-    """One 2D resource: the host's pixels and, where attached, the guest's pages."""
+    """What images and blobs have in common: an id, the guest's pages, the heads that show it."""
 
-    __slots__ = ("backing", "entries", "resource_id", "scanouts", "size", "surface", "uuid")
+    __slots__ = ("backing", "entries", "resource_id", "scanouts", "uuid")
 
-    def __init__(self, resource_id: int, surface: Surface, size: int) -> None:
+    def __init__(self, resource_id: int) -> None:
         self.resource_id = resource_id
-        self.surface = surface
-        self.size = size
         self.backing: Backing | None = None
         self.entries = 0
         self.scanouts: set[int] = set()
@@ -42,6 +40,27 @@ class Resource:
         if self.uuid is None:
             self.uuid = uuid4()
         return self.uuid
+
+
+class Image(Resource):
+    """A 2D resource: the host has its pixels. `size` is their bytes in the budget."""
+
+    __slots__ = ("size", "surface")
+
+    def __init__(self, resource_id: int, surface: Surface, size: int) -> None:
+        super().__init__(resource_id)
+        self.surface = surface
+        self.size = size
+
+
+class Blob(Resource):
+    """A blob in guest memory: its `size` bytes stay with the guest."""
+
+    __slots__ = ("size",)
+
+    def __init__(self, resource_id: int, size: int) -> None:
+        super().__init__(resource_id)
+        self.size = size
 
 
 class Budget:
@@ -69,22 +88,36 @@ class ResourceTable:
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
         self.entries = 0
-        self._by_id: dict[int, Resource] = {}
+        self._by_id: dict[int, Image | Blob] = {}
 
     def __len__(self) -> int:
         return len(self._by_id)
 
-    def __iter__(self) -> Iterator[Resource]:
+    def __iter__(self) -> Iterator[Image | Blob]:
         return iter(self._by_id.values())
 
-    def get(self, resource_id: int) -> Resource | None:
+    def get(self, resource_id: int) -> Image | Blob | None:
         return self._by_id.get(resource_id)
 
-    def require(self, resource_id: int) -> Resource:
+    def require(self, resource_id: int) -> Image | Blob:
         """Raises GuestError(ERR_INVALID_RESOURCE_ID) where there is none."""
         resource = self._by_id.get(resource_id)
         if resource is None:
             raise GuestError(Ctrl.RESP_ERR_INVALID_RESOURCE_ID, f"no resource {resource_id}")
+        return resource
+
+    def require_image(self, resource_id: int) -> Image:
+        """Raises GuestError(ERR_INVALID_RESOURCE_ID) where there is none, or it is a blob."""
+        resource = self.require(resource_id)
+        if not isinstance(resource, Image):
+            raise GuestError(Ctrl.RESP_ERR_INVALID_RESOURCE_ID, f"{resource_id} is a blob")
+        return resource
+
+    def require_blob(self, resource_id: int) -> Blob:
+        """Raises GuestError(ERR_INVALID_RESOURCE_ID) where there is none, or it is an image."""
+        resource = self.require(resource_id)
+        if not isinstance(resource, Blob):
+            raise GuestError(Ctrl.RESP_ERR_INVALID_RESOURCE_ID, f"{resource_id} is no blob")
         return resource
 
     def require_free(self, resource_id: int) -> None:
@@ -94,27 +127,29 @@ class ResourceTable:
         if len(self._by_id) >= MAX_RESOURCES:
             raise GuestError(Ctrl.RESP_ERR_OUT_OF_MEMORY, f"{MAX_RESOURCES} resources exist")
 
-    def add(self, resource: Resource) -> None:
+    def add(self, resource: Image | Blob) -> None:
         self._by_id[resource.resource_id] = resource
-        self.budget.used += resource.size
+        if isinstance(resource, Image):
+            self.budget.used += resource.size
 
     def require_entries(self, count: int) -> None:
         """Raises GuestError(ERR_OUT_OF_MEMORY) where so many entries more are too many."""
         if self.entries + count > MAX_ALL_ENTRIES:
             raise GuestError(Ctrl.RESP_ERR_OUT_OF_MEMORY, f"{self.entries} entries are in use")
 
-    def attach(self, resource: Resource, backing: Backing, entries: int) -> None:
+    def attach(self, resource: Image | Blob, backing: Backing | None, entries: int) -> None:
         resource.backing, resource.entries = backing, entries
         self.entries += entries
 
-    def detach(self, resource: Resource) -> None:
+    def detach(self, resource: Image | Blob) -> None:
         self.entries -= resource.entries
         resource.backing, resource.entries = None, 0
 
-    def remove(self, resource: Resource) -> None:
+    def remove(self, resource: Image | Blob) -> None:
         self.detach(resource)
         del self._by_id[resource.resource_id]
-        self.budget.used -= resource.size
+        if isinstance(resource, Image):
+            self.budget.used -= resource.size
 
     def clear(self) -> None:
         self._by_id.clear()

@@ -6,7 +6,8 @@ from typing import Final
 
 from vgpud.device.geometry import fits, intersection
 from vgpud.device.outcome import CursorImage, CursorMove, Damage, DisplayMessage, ShowSurface
-from vgpud.device.resource import Resource, ResourceTable
+from vgpud.device.pixels import Picture
+from vgpud.device.resource import Blob, Image, Resource, ResourceTable
 from vgpud.errors import GuestError
 from vgpuwire import Ctrl, Rect, UpdateCursor
 
@@ -29,25 +30,20 @@ class Scanouts:
     def __init__(self) -> None:
         self._shown: dict[int, tuple[Resource, Rect]] = {}
 
-    def show(self, scanout_id: int, resource: Resource, rect: Rect) -> tuple[DisplayMessage, ...]:
-        """Show `rect` of a resource (SET_SCANOUT, virtio 1.3, 5.7.6.8).
+    def show(
+        self, scanout_id: int, resource: Resource, picture: Picture, rect: Rect
+    ) -> tuple[DisplayMessage, ...]:
+        """Show `rect` of a picture of the resource (SET_SCANOUT, virtio 1.3, 5.7.6.8).
 
         Raises GuestError(ERR_INVALID_PARAMETER) for a rectangle below 16 x 16 or not inside.
         """
-        surface = resource.surface
-        if rect.width < MIN_SIDE or rect.height < MIN_SIDE:
-            raise GuestError(Ctrl.RESP_ERR_INVALID_PARAMETER, f"{rect} is below 16x16")
-        if not fits(rect, surface.width, surface.height):
-            raise GuestError(
-                Ctrl.RESP_ERR_INVALID_PARAMETER,
-                f"{rect} is not inside {surface.width}x{surface.height}",
-            )
+        check_rect(rect, picture.width, picture.height)
         self._forget(scanout_id)
         self._shown[scanout_id] = (resource, rect)
         resource.scanouts.add(scanout_id)
         if rect.width > MAX_SIDE or rect.height > MAX_SIDE:
             return (ShowSurface(scanout_id, None, NOTHING),)
-        return (ShowSurface(scanout_id, surface, rect),)
+        return (ShowSurface(scanout_id, picture, rect),)
 
     def disable(self, scanout_id: int) -> tuple[DisplayMessage, ...]:
         """Disable a head; nothing is said to the display where it was not active (S02)."""
@@ -56,10 +52,23 @@ class Scanouts:
         return (ShowSurface(scanout_id, None, NOTHING),)
 
     def drop(self, resource: Resource) -> tuple[DisplayMessage, ...]:
-        """Disable every head that shows the resource, which is about to go (U03, U04)."""
+        """Disable every head that shows the resource, which is about to go (U03, U04, A21)."""
         return tuple(
             message for head in sorted(resource.scanouts) for message in self.disable(head)
         )
+
+    def touches(self, resource: Resource, rect: Rect) -> bool:
+        """Whether a head shows the rectangle, or borders on it (as QEMU has it: row F06)."""
+        for head in resource.scanouts:
+            shown = self._shown[head][1]
+            if (
+                rect.x < shown.x + shown.width
+                and rect.x + rect.width >= shown.x
+                and rect.y < shown.y + shown.height
+                and rect.y + rect.height >= shown.y
+            ):
+                return True
+        return False
 
     def damage(self, resource: Resource, rect: Rect) -> tuple[DisplayMessage, ...]:
         """The part of `rect` that each head shows, in that head's coordinates (F04, F05)."""
@@ -99,9 +108,9 @@ class Cursors:
             return CursorMove(pos.scanout_id, pos.x, pos.y, False)
         resource = resources.get(command.resource_id)
         if resource is not None:
-            surface = resource.surface
-            if surface.width == CURSOR_SIDE and surface.height == CURSOR_SIDE:
-                self._images[pos.scanout_id] = bytes(surface.pixels)
+            pixels = _cursor_pixels(resource)
+            if pixels is not None:
+                self._images[pos.scanout_id] = pixels
             else:
                 self.wrong_size += 1
         image = self._images.get(pos.scanout_id) or bytes(CURSOR_BYTES)
@@ -114,3 +123,28 @@ class Cursors:
 
     def clear(self) -> None:
         self._images.clear()
+
+
+def check_rect(rect: Rect, width: int, height: int) -> None:
+    """Raises GuestError(ERR_INVALID_PARAMETER) for a scanout below 16 x 16 or not inside."""
+    if rect.width < MIN_SIDE or rect.height < MIN_SIDE:
+        raise GuestError(Ctrl.RESP_ERR_INVALID_PARAMETER, f"{rect} is below 16x16")
+    if not fits(rect, width, height):
+        raise GuestError(Ctrl.RESP_ERR_INVALID_PARAMETER, f"{rect} is not inside {width}x{height}")
+
+
+def _cursor_pixels(resource: Image | Blob) -> bytes | None:
+    """A pointer's image: an image of 64 x 64, or a blob's first 16 KiB, if it has them (K04 to
+    K09); None where there is no such image."""
+    if isinstance(resource, Image):
+        surface = resource.surface
+        if surface.width == CURSOR_SIDE and surface.height == CURSOR_SIDE:
+            return b"".join(surface.rows(Rect(0, 0, CURSOR_SIDE, CURSOR_SIDE)))
+        return None
+    if resource.backing is None or resource.size < CURSOR_BYTES:
+        return None
+    try:
+        pixels = resource.backing.read(0, CURSOR_BYTES)
+    except GuestError:  # its memory was unplugged: no answer could say so
+        return None
+    return pixels if len(pixels) == CURSOR_BYTES else None
