@@ -86,7 +86,7 @@ class Outputs:
         return Outcome(ask.done.response, (), ask.timeline)
 
     def refuse(self, ask: Ask, undone: tuple[DisplayMessage, ...]) -> Outcome:
-        """The answer to a command for a head that is not there, with the messages of its undoing."""
+        """The answer to a command for a head that is not there, and what undid it."""
         return self._envelope.error(ask.hdr, _no_scanout(ask.scanout_id), undone)
 
     def _display_info_outcome(self, ask: Ask, reply: bytes | Silence) -> Outcome:

@@ -26,7 +26,8 @@ from vgpud.device.outcome import (
 )
 from vgpud.tasks.deadlines import Deadlines
 from vgpud.tasks.gpu_socket import GpuSocket, OnReply
-from vgpud.tasks.heads import Head, Outgoing, Ticket
+from vgpud.tasks.heads import Head, MakeCanvas
+from vgpud.tasks.outgoing import Outgoing, Terms, Ticket
 from vgpud.tasks.stats import Stats
 
 FLUSH_DEADLINE: Final = 0.040
@@ -38,10 +39,12 @@ be wrong for good, since QEMU does not say that its real answer differs."""
 
 
 class DisplayLink:
-    """Heads, and the socket that they are told on."""
+    """Heads, and the socket that they are told on. With `make_canvas`, pictures go as dma-bufs
+    where that is possible; without, as pixels."""
 
-    def __init__(self, stats: Stats) -> None:
+    def __init__(self, stats: Stats, make_canvas: MakeCanvas | None = None) -> None:
         self._stats = stats
+        self._make_canvas = make_canvas
         self._heads: dict[int, Head] = {}
         self._turns: deque[int] = deque()
         self._socket: GpuSocket | None = None
@@ -62,10 +65,10 @@ class DisplayLink:
             elif isinstance(message, ShowSurface):
                 head.show(message)
             elif isinstance(message, CursorImage):
-                head.cursor_image(message)
+                head.pointer.set_image(message)
             else:
                 assert isinstance(message, CursorMove)
-                head.cursor_move(message)
+                head.pointer.move(message)
         if not damage or self._socket is None or not self._socket.speaking:
             return Ticket(0, self._stats)
         ticket = Ticket(len(damage), self._stats)
@@ -100,9 +103,13 @@ class DisplayLink:
     def reset(self) -> None:
         """The device was reset: nothing is shown any more. The socket is at its end already."""
         for head in self._heads.values():
-            head.release()
-        self._heads.clear()
-        self._turns.clear()
+            head.reset()
+
+    def memory_changed(self) -> None:
+        """The memory table is another one; returns when nothing here refers to the old."""
+        for head in self._heads.values():
+            head.memory_changed()
+        self.flush()
 
     # -- QEMU's side
 
@@ -151,21 +158,21 @@ class DisplayLink:
     def _head(self, scanout_id: int) -> Head:
         head = self._heads.get(scanout_id)
         if head is None:
-            head = self._heads[scanout_id] = Head(scanout_id)
+            head = self._heads[scanout_id] = Head(scanout_id, self._make_canvas)
             self._turns.append(scanout_id)
         return head
 
-    def _next_message(self) -> Outgoing | None:
+    def _next_message(self, terms: Terms) -> Outgoing | None:
         """Pointers first, then pictures, each head in turn: a pointer waits for one message of
         pixels at most, and a busy head starves no other."""
         for head in self._heads.values():
-            message = head.next_cursor()
+            message = head.pointer.next()
             if message is not None:
                 return message
         for _ in range(len(self._turns)):
             head = self._heads[self._turns[0]]
             self._turns.rotate(-1)
-            message = head.next_picture()
+            message = head.next_picture(terms)
             if message is not None:
                 return message
         return None

@@ -17,7 +17,7 @@ import trio
 
 from vgpud import log
 from vgpud.device.outcome import Silence
-from vgpud.tasks.heads import Outgoing, small
+from vgpud.tasks.outgoing import Outgoing, Terms, small
 from vgpud.tasks.stats import Stats
 from vgpuwire import Framer, GpuProtocolFeature, GpuRequest, WireError, vhost_user_gpu
 
@@ -26,6 +26,8 @@ PARTS: Final = 64
 
 SOCKET_BUFFER: Final = 1 << 20
 """Bytes asked of the kernel, which gives what net.core.wmem_max allows: fewer wake-ups a frame."""
+
+_WANTED: Final = GpuProtocolFeature.EDID | GpuProtocolFeature.DMABUF2
 
 OnReply = Callable[[Any], None]
 """Called with the parsed payload (vgpuwire says which), or a Silence."""
@@ -62,7 +64,7 @@ class GpuSocket:
     """
 
     def __init__(
-        self, sock: socket.socket, stats: Stats, next_message: Callable[[], Outgoing | None]
+        self, sock: socket.socket, stats: Stats, next_message: Callable[[Terms], Outgoing | None]
     ) -> None:
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
@@ -78,6 +80,7 @@ class GpuSocket:
         self._owed: deque[PendingReply] = deque()
         self._early: list[tuple[int, PendingReply]] = []
         self._features: GpuProtocolFeature | None = None
+        self._updating = False
         self._full = trio.Event()
         self._ask(
             vhost_user_gpu.get_protocol_features(),
@@ -107,13 +110,15 @@ class GpuSocket:
                     self._out = self._next()
                     if self._out is None:
                         return
-                if not _send_parts(self.sock, self._out.parts):
+                if not _send(self.sock, self._out):
                     self._full.set()
                     return
                 sent, self._out = self._out, None
-                self._stats.sent(sent.pixels)
-                for ticket in sent.tickets:
-                    ticket.taken()
+                self._stats.sent(sent.pixels, sent.answered)
+                if sent.answered:
+                    self._await_update(sent)
+                else:
+                    sent.take()
         except OSError as error:  # EPIPE, ECONNRESET: QEMU closed it, as at every stop
             log.debug("display-gone", error=error)
             self.abandon()
@@ -125,8 +130,7 @@ class GpuSocket:
         self.gone = True
         self._scope.cancel()
         if self._out is not None:
-            for ticket in self._out.tickets:
-                ticket.taken()
+            self._out.take()
         for question in (*self._owed, *(question for _, question in self._early)):
             question.answer()
 
@@ -160,7 +164,7 @@ class GpuSocket:
     def _negotiate(self, offered: int | Silence) -> None:
         if isinstance(offered, Silence):
             return
-        self._features = GpuProtocolFeature(offered) & GpuProtocolFeature.EDID
+        self._features = GpuProtocolFeature(offered) & _WANTED
         self._questions.append(vhost_user_gpu.set_protocol_features(self._features))
         early, self._early = self._early, []
         for scanout_id, question in early:
@@ -171,7 +175,22 @@ class GpuSocket:
     def _next(self) -> Outgoing | None:
         if self._questions:
             return small(self._questions.popleft())
-        return self._next_message() if self.speaking else None
+        if not self.speaking:
+            return None
+        modifiers = bool(self._features and self._features & GpuProtocolFeature.DMABUF2)
+        return self._next_message(Terms(not self._updating, modifiers))
+
+    def _await_update(self, sent: Outgoing) -> None:
+        """DMABUF_UPDATE was sent: QEMU's answer is the credit for the next, and ends the flush."""
+
+        def taken(_: object) -> None:
+            self._updating = False
+            sent.take()
+            if self._out is None:
+                self.pump()
+
+        self._updating = True
+        self._owed.append(PendingReply(GpuRequest.DMABUF_UPDATE, taken, self._stats))
 
     async def _write(self) -> None:
         while True:
@@ -209,13 +228,20 @@ class GpuSocket:
         question.answer(payload)
 
 
-def _send_parts(sock: socket.socket, parts: deque[memoryview]) -> bool:
-    """Send pieces without waiting; False where the socket is full and some are left."""
+def _send(sock: socket.socket, out: Outgoing) -> bool:
+    """Send without waiting; False where the socket is full and some of it is left. A dma-buf goes
+    with the first byte, where QEMU looks for it."""
+    parts = out.parts
     while parts:
+        pieces = [parts[i] for i in range(min(len(parts), PARTS))]
         try:
-            sent = sock.sendmsg([parts[i] for i in range(min(len(parts), PARTS))])
+            if out.dmabuf is None:
+                sent = sock.sendmsg(pieces)
+            else:
+                sent = socket.send_fds(sock, pieces, [out.dmabuf.fileno()])
         except BlockingIOError:
             return False
+        out.dmabuf = None
         while parts and sent >= len(parts[0]):
             sent -= len(parts.popleft())
         if sent:

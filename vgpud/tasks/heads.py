@@ -3,110 +3,103 @@
 A head outlives the display's sockets: after stop and cont QEMU brings a new one, and all of it
 is said again. Nothing here waits or writes; `DisplayLink` takes the next message when its
 socket has room.
+
+A picture goes as a dma-buf where one can be had and is wanted (DMABUF_SCANOUT, then DMABUF_UPDATE
+of what is damaged), else as pixels (SCANOUT, then UPDATE).
 """
 
 from __future__ import annotations
 
-import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import Final, NamedTuple, Protocol
 
 from vgpud.device.geometry import union
-from vgpud.device.outcome import CursorImage, CursorMove, ShowSurface
-from vgpud.device.pixels import Surface
-from vgpud.tasks.stats import Stats
-from vgpuwire import GpuRequest, Rect, vhost_user_gpu
+from vgpud.device.outcome import ShowSurface
+from vgpud.device.pixels import Dmabuf, Picture
+from vgpud.errors import GuestError
+from vgpud.tasks.outgoing import Outgoing, Terms, Ticket, small
+from vgpud.tasks.pointer import Pointer
+from vgpuwire import Rect, vhost_user_gpu
 
 MAX_RECTS: Final = 64
 """Damaged rectangles kept for a display that does not keep up; then their union is sent once."""
-
-_UNSURE: Final = (-1, -1)
-"""What a new socket's QEMU shows of a head that was told something on the one before."""
 
 TILE_BYTES: Final = 4 << 20
 """Pixel bytes of one UPDATE. QEMU reads a message whole while it holds its big lock, so a 4K
 frame goes in pieces between which the guest may run."""
 
-
-class Ticket:
-    """A flush that is answered when each head it touched has shown it, or at its deadline."""
-
-    __slots__ = ("_stats", "done", "on_taken", "started", "waiting")
-
-    def __init__(self, waiting: int, stats: Stats) -> None:
-        self._stats = stats
-        self.waiting = waiting
-        self.done = waiting == 0
-        self.started = time.monotonic()
-        self.on_taken: Callable[[], None] | None = None
-
-    def taken(self) -> None:
-        """One head has shown it."""
-        self.waiting -= 1
-        if self.waiting <= 0:
-            self.finish()
-
-    def expire(self) -> None:
-        """The deadline has come: the guest has waited long enough."""
-        if not self.done:
-            self._stats.late_flushes += 1
-            self.finish()
-
-    def finish(self) -> None:
-        """It is over, whatever the display did. Happens once."""
-        if not self.done:
-            self.done = True
-            self._stats.flushed(time.monotonic() - self.started)
-            if self.on_taken is not None:
-                self.on_taken()
+LINEAR: Final = 0
+"""DRM_FORMAT_MOD_LINEAR: rows one after the other, which guest memory always is."""
 
 
-@dataclass(slots=True)
-class Outgoing:
-    """One message: its bytes in pieces, and who waits for its end."""
+class Canvas(Picture, Protocol):
+    """A picture of our own, for a scanout that is not the whole of its buffer: QEMU ignores x, y
+    and any offset of a dma-buf (decision 5)."""
 
-    parts: deque[memoryview]
-    tickets: list[Ticket]
-    pixels: int = 0
+    def paint(self, rect: Rect, pieces: Sequence[memoryview]) -> None:
+        """Put tightly packed B8G8R8X8 pixels into `rect`."""
 
 
-def small(data: bytes) -> Outgoing:
-    return Outgoing(deque([memoryview(data)]), [])
+MakeCanvas = Callable[[int, int], Canvas | None]
+"""(width, height) in pixels; None where there is no memory for it."""
+
+
+class _Source(NamedTuple):
+    """The dma-buf of a head: the picture's own, or that of a canvas which is kept up to date."""
+
+    shown: Picture
+    canvas: Canvas | None
+    dmabuf: Dmabuf
+
+
+class _Way(Enum):
+    """How QEMU was last told of a head."""
+
+    NEVER = "nothing was said"
+    PIXELS = "SCANOUT"
+    BUFFER = "DMABUF_SCANOUT"
+
+
+_OFF: Final = object()
+_UNSURE: Final = object()
+"""What a new socket's QEMU shows of a head that was told something on the one before."""
 
 
 class Head:
-    """One scanout in shm mode: SCANOUT when its size changes, then UPDATEs of what changed."""
+    """One scanout. `make_canvas` is None where pictures go as pixels only."""
 
-    def __init__(self, scanout_id: int) -> None:
+    def __init__(self, scanout_id: int, make_canvas: MakeCanvas | None = None) -> None:
+        self.pointer = Pointer()
         self._id = scanout_id
-        self._surface: Surface | None = None
+        self._make_canvas = make_canvas
+        self._picture: Picture | None = None
         self._rect = Rect(0, 0, 0, 0)
-        self._told: tuple[int, int] | None = None
         self._damage: deque[tuple[Rect, list[Ticket]]] = deque()
-        self._image: CursorImage | None = None
-        self._move: CursorMove | None = None
-        self._image_told = True
-        self._move_told = True
+        self._way = _Way.NEVER
+        self._told: object = _OFF
+        self._source: _Source | None = None
+        self._sourced = False
 
     # -- what the device says
 
     def show(self, message: ShowSurface) -> None:
         """Another picture, or none: earlier damage is void, all of the new one is damaged. The
         same one again is nothing new (row S09)."""
-        if message.surface is self._surface and message.rect == self._rect:
+        if message.surface is self._picture and message.rect == self._rect:
             return
         tickets = self._drop_damage()
-        self._surface, self._rect = message.surface, message.rect
-        if self._surface is None:
+        self._picture, self._rect = message.surface, message.rect
+        self._forget_source()
+        if self._picture is None:
             _take(tickets)
         else:
             self._damage.append((self._whole(), tickets))
 
     def damage(self, rect: Rect, ticket: Ticket) -> None:
-        """Pixels changed; the ticket is taken when they were sent."""
-        if self._surface is None:
+        """Pixels changed; the ticket is taken when the display has them."""
+        if self._picture is None:
             ticket.taken()
             return
         if self._damage:
@@ -117,66 +110,74 @@ class Head:
                 return
         self._damage.append((rect, [ticket]))
         if len(self._damage) > MAX_RECTS:
-            whole = self._damage[0][0]
-            for other, _ in self._damage:
-                whole = union(whole, other)
-            self._damage.append((whole, self._drop_damage()))
+            self._merge_damage()
 
-    def cursor_image(self, message: CursorImage) -> None:
-        self._image, self._move = message, None
-        self._image_told, self._move_told = False, True
+    def reset(self) -> None:
+        """The device was reset: nothing is shown, nobody waits. QEMU forgets pixels by itself, but
+        it shows an old dma-buf until it is told otherwise (trap 13)."""
+        self.release()
+        self.pointer = Pointer()
+        self._picture = None
+        self._forget_source()
+        if self._way is _Way.PIXELS:
+            self._way, self._told = _Way.NEVER, _OFF
 
-    def cursor_move(self, message: CursorMove) -> None:
-        """Only the last of several moves is sent (row K16)."""
-        self._move, self._move_told = message, False
+    def memory_changed(self) -> None:
+        """The memory table is another: dma-bufs of the old one are dropped, and a picture whose
+        pages have gone is no longer shown."""
+        self._forget_source()
+        if self._picture is not None and self._picture.lost:
+            self._turn_off()
 
     # -- what the display is told
 
     def replay(self) -> None:
         """A new socket: say everything again, also that a head is off, because what QEMU shows
         outlives the socket (row R06)."""
-        self._told = None if self._told is None else _UNSURE
+        if self._way is not _Way.NEVER:
+            self._told = _UNSURE
         tickets = self._drop_damage()
-        if self._surface is not None:
+        if self._picture is not None:
             self._damage.append((self._whole(), tickets))
         else:
             _take(tickets)
-        self._image_told = self._image is None
-        self._move_told = self._move is None
+        self.pointer.replay()
 
     def release(self) -> None:
         """The socket is gone: nobody will show what is waiting, nobody shall wait for it."""
         _take(self._drop_damage())
 
-    def next_cursor(self) -> Outgoing | None:
-        if not self._image_told and self._image is not None:
-            self._image_told = True
-            image = self._image
-            head = vhost_user_gpu.cursor_update(
-                image.scanout_id, image.x, image.y, image.hot_x, image.hot_y
-            )
-            return small(head + image.pixels)
-        if not self._move_told and self._move is not None:
-            self._move_told = True
-            move = self._move
-            request = GpuRequest.CURSOR_POS if move.visible else GpuRequest.CURSOR_POS_HIDE
-            return small(vhost_user_gpu.cursor_pos(request, move.scanout_id, move.x, move.y))
-        return None
+    def next_picture(self, terms: Terms) -> Outgoing | None:
+        """The next message about the picture; None where QEMU knows all, or must answer first."""
+        if self._picture is None:
+            return self._next_off()
+        try:
+            source = self._find_source(self._picture)
+            if source is None:
+                return self._next_pixels(self._picture)
+            return self._next_buffer(self._picture, source, terms)
+        except GuestError:  # the guest's memory vanished: there is nothing left to show
+            self._turn_off()
+            return self._next_off()
 
-    def next_picture(self) -> Outgoing | None:
-        """SCANOUT first, then damage: an UPDATE without a SCANOUT on the same socket crashes
-        QEMU (qemu-frontend, trap 1). A SCANOUT is one piece with an UPDATE, because QEMU leaks
-        its surface if another comes in between (3.3). A disabled head is told once, and only if
-        it was shown."""
-        if self._surface is None:
-            if self._told in (None, (0, 0)):
-                return None
-            self._told = (0, 0)
+    def _next_off(self) -> Outgoing | None:
+        """A disabled head is told once, and only if it was shown."""
+        if self._way is _Way.NEVER or self._told is _OFF:
+            return None
+        self._told = _OFF
+        if self._way is _Way.PIXELS:
             return small(vhost_user_gpu.scanout(self._id, 0, 0))
+        empty = vhost_user_gpu.DmabufScanout(self._id, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+        return small(vhost_user_gpu.dmabuf_scanout(empty))
+
+    def _next_pixels(self, picture: Picture) -> Outgoing | None:
+        """SCANOUT first, then damage: an UPDATE without a SCANOUT on the same socket, in the same
+        mode, crashes QEMU (qemu-frontend, trap 1). A SCANOUT is one piece with an UPDATE, because
+        QEMU leaks its surface if another comes in between (3.3)."""
         size = (self._rect.width, self._rect.height)
         scanout = b""
-        if self._told != size:
-            self._told = size
+        if self._way is not _Way.PIXELS or self._told != size:
+            self._way, self._told = _Way.PIXELS, size
             scanout = vhost_user_gpu.scanout(self._id, *size)
             if not self._damage:
                 self._damage.append((self._whole(), []))
@@ -185,31 +186,100 @@ class Head:
         rect, tickets = self._damage[0]
         rows = max(1, TILE_BYTES // (rect.width * 4))
         if rows < rect.height:
+            tile = Rect(rect.x, rect.y, rect.width, rows)
+            update = self._update(picture, scanout, tile, [])
             rest = Rect(rect.x, rect.y + rows, rect.width, rect.height - rows)
             self._damage[0] = (rest, tickets)
-            return self._update(scanout, Rect(rect.x, rect.y, rect.width, rows), [])
+            return update
+        update = self._update(picture, scanout, rect, tickets)
         self._damage.popleft()
-        return self._update(scanout, rect, tickets)
+        return update
 
-    def _update(self, scanout: bytes, rect: Rect, tickets: list[Ticket]) -> Outgoing:
-        """UPDATE with the rows of `rect`, taken where they are: the surface is ours and cannot
-        fault, so the message is never cut half way."""
-        assert self._surface is not None
-        pixels, stride = self._surface.pixels, self._surface.width * 4
-        size = rect.width * rect.height * 4
+    def _update(
+        self, picture: Picture, scanout: bytes, rect: Rect, tickets: list[Ticket]
+    ) -> Outgoing:
+        """UPDATE with the rows of `rect`, from memory that cannot fault: the message is never cut
+        half way."""
         header = vhost_user_gpu.update(self._id, rect.x, rect.y, rect.width, rect.height)
-        start = (self._rect.y + rect.y) * stride + (self._rect.x + rect.x) * 4
-        row = rect.width * 4
         parts = deque([memoryview(scanout + header)])
-        if row == stride:
-            parts.append(pixels[start : start + size])
-        else:
-            end = start + rect.height * stride
-            parts.extend(pixels[at : at + row] for at in range(start, end, stride))
-        return Outgoing(parts, tickets, size)
+        parts.extend(picture.rows(self._in_picture(rect)))
+        return Outgoing(parts, tickets, rect.width * rect.height * 4)
+
+    def _next_buffer(self, picture: Picture, source: _Source, terms: Terms) -> Outgoing | None:
+        """DMABUF_SCANOUT where QEMU has another buffer, then DMABUF_UPDATE, one at a time; what
+        is damaged meanwhile is merged."""
+        if self._way is not _Way.BUFFER or self._told is not source.dmabuf:
+            self._way, self._told = _Way.BUFFER, source.dmabuf
+            if not self._damage:
+                self._damage.append((self._whole(), []))
+            return self._dmabuf_scanout(source, terms)
+        if not self._damage or not terms.may_update:
+            return None
+        self._merge_damage()
+        rect, tickets = self._damage[0]
+        if source.canvas is not None:
+            source.canvas.paint(rect, picture.rows(self._in_picture(rect)))
+        self._damage.clear()
+        update = vhost_user_gpu.dmabuf_update(self._id, rect.x, rect.y, rect.width, rect.height)
+        return Outgoing(deque([memoryview(update)]), tickets, answered=True)
+
+    def _dmabuf_scanout(self, source: _Source, terms: Terms) -> Outgoing:
+        shown = source.shown
+        width, height = shown.width, shown.height
+        scanout: vhost_user_gpu.DmabufScanout | vhost_user_gpu.DmabufScanout2
+        scanout = vhost_user_gpu.DmabufScanout(
+            self._id, 0, 0, width, height, width, height, shown.stride, 0, shown.fourcc
+        )
+        if terms.modifiers:
+            scanout = vhost_user_gpu.DmabufScanout2(scanout, LINEAR)
+        data = vhost_user_gpu.dmabuf_scanout(scanout)
+        return Outgoing(deque([memoryview(data)]), dmabuf=source.dmabuf)
+
+    # -- where a dma-buf comes from
+
+    def _find_source(self, picture: Picture) -> _Source | None:
+        """The picture itself where the head shows all of it, else a canvas with what it shows;
+        None where pixels must do. Looked for once a picture."""
+        if not self._sourced:
+            self._sourced = True
+            self._source = None if self._make_canvas is None else self._make_source(picture)
+        return self._source
+
+    def _make_source(self, picture: Picture) -> _Source | None:
+        if self._rect == Rect(0, 0, picture.width, picture.height):
+            dmabuf = picture.dmabuf()
+            if dmabuf is not None:
+                return _Source(picture, None, dmabuf)
+        assert self._make_canvas is not None
+        canvas = self._make_canvas(self._rect.width, self._rect.height)
+        dmabuf = None if canvas is None else canvas.dmabuf()
+        if canvas is None or dmabuf is None:
+            return None
+        canvas.paint(self._whole(), picture.rows(self._rect))
+        return _Source(canvas, canvas, dmabuf)
+
+    def _forget_source(self) -> None:
+        self._source, self._sourced = None, False
+
+    # -- small things
+
+    def _turn_off(self) -> None:
+        self._picture = None
+        self._forget_source()
+        _take(self._drop_damage())
 
     def _whole(self) -> Rect:
         return Rect(0, 0, self._rect.width, self._rect.height)
+
+    def _in_picture(self, rect: Rect) -> Rect:
+        return Rect(self._rect.x + rect.x, self._rect.y + rect.y, rect.width, rect.height)
+
+    def _merge_damage(self) -> None:
+        whole = self._damage[0][0]
+        for other, _ in self._damage:
+            whole = union(whole, other)
+        tickets = self._drop_damage()
+        self._damage.append((whole, tickets))
 
     def _drop_damage(self) -> list[Ticket]:
         tickets = [ticket for _, waiting in self._damage for ticket in waiting]

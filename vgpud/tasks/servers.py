@@ -9,7 +9,7 @@ from vgpud.device.gpu import GpuDevice
 from vgpud.device.outcome import Ask, Outcome, Silence, Timeline
 from vgpud.host.virtqueue import Element
 from vgpud.tasks.display import DisplayLink
-from vgpud.tasks.heads import Ticket
+from vgpud.tasks.outgoing import Ticket
 from vgpud.tasks.ring import Push
 
 

@@ -17,6 +17,7 @@ class Stats:
         self.frames = 0
         self.updates = 0
         self.pixel_bytes = 0
+        self.dmabuf_updates = 0
         self.late_flushes = 0
         self.unanswered = 0
         self._times: deque[float] = deque(maxlen=SAMPLES)
@@ -26,10 +27,13 @@ class Stats:
         self.frames += 1
         self._times.append(seconds)
 
-    def sent(self, pixel_bytes: int) -> None:
+    def sent(self, pixel_bytes: int, dmabuf_update: bool) -> None:
+        """A message went out whole."""
         if pixel_bytes:
             self.updates += 1
             self.pixel_bytes += pixel_bytes
+        elif dmabuf_update:
+            self.dmabuf_updates += 1
 
     def percentile(self, share: float) -> float:
         """Seconds within which `share` (0 to 1) of the recent flushes were answered."""
@@ -43,6 +47,7 @@ class Stats:
             "updates": self.updates,
             "commands": self.commands,
             "pixel_bytes": self.pixel_bytes,
+            "dmabuf_updates": self.dmabuf_updates,
             "late_flushes": self.late_flushes,
             "unanswered": self.unanswered,
             "flush_p50_ms": f"{self.percentile(0.5) * 1e3:.2f}",
