@@ -26,7 +26,7 @@ test: lint sanitize machine
 
 check: lint
 	$(ENTER)
-	exec pytest tests/unit tests/contract tests/wire
+	exec pytest -m "not slow" tests/unit tests/contract tests/wire
 
 diff:
 	$(ENTER)

@@ -30,6 +30,14 @@ uint64_t backing_size(const struct backing *backing)
 	return backing->segments[backing->count].offset;
 }
 
+uint64_t backing_segment(const struct backing *backing, size_t i, uint64_t *gpa)
+{
+	if (i >= backing->count)
+		return 0;
+	*gpa = backing->segments[i].gpa;
+	return backing->segments[i + 1].offset - backing->segments[i].offset;
+}
+
 // Building -------------------------------------------------------------------------------
 
 // Not PyMem_Resize(): that forgets the old block where there is no new one.
@@ -293,6 +301,7 @@ static PyObject *backing_get_segments(PyObject *self, void *Py_UNUSED(closure))
 static PyMethodDef backing_methods[] = {
 	{"read", (PyCFunction)(void (*)(void))backing_read, METH_VARARGS | METH_KEYWORDS},
 	{"rebind", (PyCFunction)(void (*)(void))backing_rebind, METH_VARARGS | METH_KEYWORDS},
+	{"runs", (PyCFunction)(void (*)(void))backing_runs, METH_VARARGS | METH_KEYWORDS},
 	{NULL},
 };
 

@@ -8,7 +8,9 @@
 
 struct mapping {
 	uint64_t gpa, last; // the last byte, so that a region may end at 2**64
+	uint64_t offset;    // in the region's file
 	uint8_t *host;
+	size_t region; // its number in the table
 	bool writable;
 };
 
@@ -26,12 +28,9 @@ static struct region *region_at(const struct memory *memory, size_t i)
 	return (struct region *)PyTuple_GET_ITEM(memory->regions, (Py_ssize_t)i);
 }
 
-uint8_t *memory_piece(const struct memory *memory, uint64_t gpa, uint64_t length, bool write,
-		      uint64_t *run)
+static const struct mapping *memory_find(const struct memory *memory, uint64_t gpa)
 {
 	size_t low = 0, high = memory->count;
-	const struct mapping *found;
-	uint64_t left;
 
 	while (low < high) {
 		size_t middle = low + (high - low) / 2;
@@ -41,14 +40,37 @@ uint8_t *memory_piece(const struct memory *memory, uint64_t gpa, uint64_t length
 		else
 			high = middle;
 	}
-	if (!low)
+	if (!low || gpa > memory->mappings[low - 1].last)
 		return NULL;
-	found = &memory->mappings[low - 1];
-	if (gpa > found->last || !found->host || (write && !found->writable))
+	return &memory->mappings[low - 1];
+}
+
+static uint64_t run_of(const struct mapping *mapping, uint64_t gpa, uint64_t length)
+{
+	uint64_t left = mapping->last - gpa;
+
+	return length - 1 <= left ? length : left + 1;
+}
+
+uint8_t *memory_piece(const struct memory *memory, uint64_t gpa, uint64_t length, bool write,
+		      uint64_t *run)
+{
+	const struct mapping *found = memory_find(memory, gpa);
+
+	if (!found || !found->host || (write && !found->writable))
 		return NULL;
-	left = found->last - gpa;
-	*run = length - 1 <= left ? length : left + 1;
+	*run = run_of(found, gpa, length);
 	return found->host + (gpa - found->gpa);
+}
+
+uint64_t memory_place(const struct memory *memory, uint64_t gpa, uint64_t length, size_t *region,
+		      uint64_t *run)
+{
+	const struct mapping *found = memory_find(memory, gpa);
+
+	*region = found->region;
+	*run = run_of(found, gpa, length);
+	return found->offset + (gpa - found->gpa);
 }
 
 bool memory_covers(const struct memory *memory, uint64_t gpa, uint64_t length, bool write)
@@ -168,7 +190,9 @@ static PyObject *memory_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
 		self->mappings[i] = (struct mapping){
 			.gpa = region->gpa,
 			.last = region->gpa + (region->size - 1),
+			.offset = region->offset,
 			.host = region->host,
+			.region = (size_t)i,
 			.writable = region->writable,
 		};
 		self->count++;

@@ -130,12 +130,20 @@
 #define VGPU_VIRTIO_GPU_CONFIG_NUM_SCANOUTS_OFFSET                 8u
 #define VGPU_VIRTIO_GPU_CONFIG_NUM_CAPSETS_OFFSET                  12u
 #define VGPU_VIRTIO_GPU_CONFIG_BLOB_ALIGNMENT_OFFSET               16u
+#define VGPU_UDMABUF_CREATE_ITEM_SIZE                              24u
+#define VGPU_UDMABUF_CREATE_ITEM_MEMFD_OFFSET                      0u
+#define VGPU_UDMABUF_CREATE_ITEM_OFFSET_OFFSET                     8u
+#define VGPU_UDMABUF_CREATE_ITEM_SIZE_OFFSET                       16u
+#define VGPU_UDMABUF_CREATE_LIST_SIZE                              8u
+#define VGPU_UDMABUF_CREATE_LIST_FLAGS_OFFSET                      0u
+#define VGPU_UDMABUF_CREATE_LIST_COUNT_OFFSET                      4u
 #define VGPU_VRING_AVAIL_SIZE                                      4u
 #define VGPU_VRING_AVAIL_FLAGS_OFFSET                              0u
 #define VGPU_VRING_AVAIL_IDX_OFFSET                                2u
 #define VGPU_VRING_USED_SIZE                                       4u
 #define VGPU_VRING_USED_FLAGS_OFFSET                               0u
 #define VGPU_VRING_USED_IDX_OFFSET                                 2u
+#define VGPU_IOCTL_UDMABUF_CREATE_LIST 0x40087543u
 
 #define VGPU_LAYOUT(SIZE, FIELD) \
 	SIZE(vring_desc, VGPU_VRING_DESC_SIZE) \
@@ -264,6 +272,13 @@
 	FIELD(virtio_gpu_config, events_clear, VGPU_VIRTIO_GPU_CONFIG_EVENTS_CLEAR_OFFSET) \
 	FIELD(virtio_gpu_config, num_scanouts, VGPU_VIRTIO_GPU_CONFIG_NUM_SCANOUTS_OFFSET) \
 	FIELD(virtio_gpu_config, num_capsets, VGPU_VIRTIO_GPU_CONFIG_NUM_CAPSETS_OFFSET) \
+	SIZE(udmabuf_create_item, VGPU_UDMABUF_CREATE_ITEM_SIZE) \
+	FIELD(udmabuf_create_item, memfd, VGPU_UDMABUF_CREATE_ITEM_MEMFD_OFFSET) \
+	FIELD(udmabuf_create_item, offset, VGPU_UDMABUF_CREATE_ITEM_OFFSET_OFFSET) \
+	FIELD(udmabuf_create_item, size, VGPU_UDMABUF_CREATE_ITEM_SIZE_OFFSET) \
+	SIZE(udmabuf_create_list, VGPU_UDMABUF_CREATE_LIST_SIZE) \
+	FIELD(udmabuf_create_list, flags, VGPU_UDMABUF_CREATE_LIST_FLAGS_OFFSET) \
+	FIELD(udmabuf_create_list, count, VGPU_UDMABUF_CREATE_LIST_COUNT_OFFSET) \
 	FIELD(vring_avail, flags, VGPU_VRING_AVAIL_FLAGS_OFFSET) \
 	FIELD(vring_avail, idx, VGPU_VRING_AVAIL_IDX_OFFSET) \
 	FIELD(vring_used, flags, VGPU_VRING_USED_FLAGS_OFFSET) \
@@ -272,5 +287,8 @@
 #define VGPU_LAYOUT_NEWER(SIZE, FIELD) \
 	SIZE(virtio_gpu_config, VGPU_VIRTIO_GPU_CONFIG_SIZE) \
 	FIELD(virtio_gpu_config, blob_alignment, VGPU_VIRTIO_GPU_CONFIG_BLOB_ALIGNMENT_OFFSET)
+
+#define VGPU_NUMBERS(NUMBER) \
+	NUMBER(UDMABUF_CREATE_LIST, VGPU_IOCTL_UDMABUF_CREATE_LIST)
 
 #endif

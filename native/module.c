@@ -74,6 +74,9 @@ int to_fd(PyObject *object, void *ret)
 
 static PyMethodDef module_methods[] = {
 	{"transfer", (PyCFunction)(void (*)(void))transfer, METH_VARARGS | METH_KEYWORDS},
+	{"copy_out", (PyCFunction)(void (*)(void))copy_out, METH_VARARGS | METH_KEYWORDS},
+	{"udmabuf_create", (PyCFunction)(void (*)(void))udmabuf_create, METH_VARARGS | METH_KEYWORDS},
+	{"file_system", (PyCFunction)(void (*)(void))file_system, METH_VARARGS | METH_KEYWORDS},
 	{NULL},
 };
 

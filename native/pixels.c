@@ -1,4 +1,4 @@
-// Guest pages into a surface of B8G8R8A8 pixels.
+// Guest pages into B8G8R8A8 pixels.
 #include "vgpu.h"
 
 #include <string.h>
@@ -31,11 +31,26 @@ typedef void swizzle_row(uint8_t *row, uint64_t bytes);
 
 static swizzle_row *const swizzles[] = {NULL, from_argb, from_rgba, from_abgr};
 
+static int to_swizzle(PyObject *object, void *ret)
+{
+	uint32_t number;
+
+	if (!to_u32(object, &number))
+		return 0;
+	if (number >= Py_ARRAY_LENGTH(swizzles)) {
+		raise_error(PyExc_ValueError, "swizzle %u is not 0 to 3", number);
+		return 0;
+	}
+	*(swizzle_row **)ret = swizzles[number];
+	return 1;
+}
+
 struct rectangle {
 	const struct backing *backing;
 	swizzle_row *swizzle;
 	uint8_t *to;
-	uint64_t stride, offset, row_bytes, rows;
+	uint64_t stride, row_bytes, rows;
+	uint64_t offset, src_stride; // in the backing
 	uint64_t written;
 };
 
@@ -55,31 +70,28 @@ static void transfer_work(struct guard *guard, void *arg)
 			r->swizzle(to, bytes);
 		r->written += bytes;
 		// A guest's offset near 2**64 must not come back to the first rows.
-		if (__builtin_add_overflow(offset, r->stride, &offset))
+		if (__builtin_add_overflow(offset, r->src_stride, &offset))
 			return;
 	}
 }
 
 PyObject *transfer(PyObject *module, PyObject *args, PyObject *kwargs)
 {
-	static char *names[] = {"surface", "stride",  "x",	 "y",	   "width",
-				"height",  "swizzle", "backing", "offset", NULL};
+	static char *names[] = {"surface", "stride",  "x",	 "y",	   "width",	 "height",
+				"swizzle", "backing", "offset", "src_stride", NULL};
 	struct state *state = PyModule_GetState(module);
 	_cleanup_buffer_ Py_buffer surface = {NULL};
-	uint32_t x, y, width, height, swizzle;
+	uint32_t x, y, width, height;
 	struct rectangle r = {.written = 0};
 	uint64_t right, last_row, start, end;
 	PyObject *backing;
 
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "w*O&O&O&O&O&O&O!O&:transfer", names,
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "w*O&O&O&O&O&O&O!O&O&:transfer", names,
 					 &surface, to_u64, &r.stride, to_u32, &x, to_u32, &y,
-					 to_u32, &width, to_u32, &height, to_u32, &swizzle,
-					 state->backing, &backing, to_u64, &r.offset))
+					 to_u32, &width, to_u32, &height, to_swizzle, &r.swizzle,
+					 state->backing, &backing, to_u64, &r.offset, to_u64,
+					 &r.src_stride))
 		return NULL;
-	if (swizzle >= Py_ARRAY_LENGTH(swizzles)) {
-		raise_error(PyExc_ValueError, "swizzle %u is not 0 to 3", swizzle);
-		return NULL;
-	}
 	right = 4 * ((uint64_t)x + width);
 	last_row = (uint64_t)y + height - (height ? 1 : 0);
 	if (right > r.stride || __builtin_mul_overflow(last_row, r.stride, &start) ||
@@ -91,7 +103,6 @@ PyObject *transfer(PyObject *module, PyObject *args, PyObject *kwargs)
 		return NULL;
 	}
 	r.backing = (struct backing *)backing;
-	r.swizzle = swizzles[swizzle];
 	r.row_bytes = 4 * (uint64_t)width;
 	r.rows = height;
 	// Nothing to write: also keeps the pointer below from leaving the surface.
@@ -101,4 +112,57 @@ PyObject *transfer(PyObject *module, PyObject *args, PyObject *kwargs)
 	if (!guarded(state, backing_memory(r.backing), transfer_work, &r, r.row_bytes * r.rows))
 		return NULL;
 	return PyLong_FromUnsignedLongLong(r.written);
+}
+
+// The bytes of a backing that a rectangle of a frame buffer touches end at `*end`.
+static bool frame_end(const struct rectangle *r, uint64_t *end)
+{
+	uint64_t rows;
+
+	return !__builtin_mul_overflow(r->rows - 1, r->src_stride, &rows) &&
+	       !__builtin_add_overflow(rows, r->row_bytes, &rows) &&
+	       !__builtin_add_overflow(rows, r->offset, end);
+}
+
+PyObject *copy_out(PyObject *module, PyObject *args, PyObject *kwargs)
+{
+	static char *names[] = {"backing", "offset", "stride",	"x",   "y",
+				"width",   "height", "swizzle", "out", NULL};
+	struct state *state = PyModule_GetState(module);
+	_cleanup_buffer_ Py_buffer out = {NULL};
+	struct rectangle r = {.written = 0};
+	uint64_t offset, skipped, end;
+	uint32_t x, y, width, height;
+	PyObject *backing;
+
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O&O&O&O&O&O&O&w*:copy_out", names,
+					 state->backing, &backing, to_u64, &offset, to_u64,
+					 &r.src_stride, to_u32, &x, to_u32, &y, to_u32, &width,
+					 to_u32, &height, to_swizzle, &r.swizzle, &out))
+		return NULL;
+	r.backing = (struct backing *)backing;
+	r.row_bytes = r.stride = 4 * (uint64_t)width;
+	r.rows = height;
+	if (!width || !height)
+		Py_RETURN_NONE;
+	if ((uint64_t)out.len / r.row_bytes < r.rows) {
+		raise_error(PyExc_ValueError, "%ux%u pixels do not fit in %zd bytes", width,
+			    height, out.len);
+		return NULL;
+	}
+	if (__builtin_mul_overflow(y, r.src_stride, &skipped) ||
+	    __builtin_add_overflow(skipped, 4 * (uint64_t)x, &skipped) ||
+	    __builtin_add_overflow(skipped, offset, &r.offset) || !frame_end(&r, &end) ||
+	    end > backing_size(r.backing)) {
+		raise_error(PyExc_ValueError,
+			    "%ux%u at %u,%u with a stride of %llu from %llu is not inside %llu bytes",
+			    width, height, x, y, (unsigned long long)r.src_stride,
+			    (unsigned long long)offset,
+			    (unsigned long long)backing_size(r.backing));
+		return NULL;
+	}
+	r.to = out.buf;
+	if (!guarded(state, backing_memory(r.backing), transfer_work, &r, r.row_bytes * r.rows))
+		return NULL;
+	Py_RETURN_NONE;
 }

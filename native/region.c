@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <sys/mman.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 static int region_map(struct region *self, int fd, uint64_t offset)
@@ -67,6 +68,7 @@ static PyObject *region_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
 	self->gpa = gpa;
 	self->size = size;
 	self->uva = uva;
+	self->offset = offset;
 	if (region_map(self, fd, offset) < 0)
 		return NULL;
 	return_ptr(self);
@@ -103,6 +105,20 @@ static PyObject *region_access(PyObject *object, void *Py_UNUSED(closure))
 	struct region *self = (struct region *)object;
 
 	return PyUnicode_FromString(self->writable ? "rw" : self->host ? "ro" : "none");
+}
+
+// Python's os.statvfs() has everything but the type.
+PyObject *file_system(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs)
+{
+	static char *names[] = {"fd", NULL};
+	struct statfs fs;
+	int fd;
+
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&:file_system", names, to_fd, &fd))
+		return NULL;
+	if (fstatfs(fd, &fs) < 0)
+		return PyErr_SetFromErrno(PyExc_OSError);
+	return Py_BuildValue("KK", (unsigned long long)fs.f_type, (unsigned long long)fs.f_bsize);
 }
 
 static PyGetSetDef region_getset[] = {

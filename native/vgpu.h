@@ -103,6 +103,7 @@ static inline void guard_range(struct guard *guard, const void *start, size_t le
 struct region {
 	PyObject_HEAD
 	uint64_t gpa, size, uva;
+	uint64_t offset; // of its first byte in the file
 	uint8_t *host; // NULL: access is "none"
 	bool writable;
 	void *map; // with the bytes before an mmap_offset inside of a page
@@ -119,6 +120,10 @@ struct memory *memory_ref(PyObject *object);
 // gpa is not mapped, or not for writing.
 uint8_t *memory_piece(const struct memory *memory, uint64_t gpa, uint64_t length, bool write,
 		      uint64_t *run);
+// Where [gpa, gpa + *run) is: the number of its region in the table, the offset in the file.
+// The range is mapped, as memory_piece() has it.
+uint64_t memory_place(const struct memory *memory, uint64_t gpa, uint64_t length, size_t *region,
+		      uint64_t *run);
 bool memory_covers(const struct memory *memory, uint64_t gpa, uint64_t length, bool write);
 // Whole in one writable region, in the front-end's address space; NULL if not.
 uint8_t *memory_find_uva(const struct memory *memory, uint64_t uva, uint64_t length);
@@ -134,6 +139,8 @@ bool memory_store(struct guard *guard, const struct memory *memory, uint64_t gpa
 struct backing;
 const struct memory *backing_memory(const struct backing *backing);
 uint64_t backing_size(const struct backing *backing);
+// The backing's segments in order: the bytes of number `i` and where they are; 0 after the last.
+uint64_t backing_segment(const struct backing *backing, size_t i, uint64_t *gpa);
 // Inside of guard work: `length` bytes from `offset`, all inside. `*hint` is where the last
 // call ended (0 at first): the next row of a rectangle is found without a search.
 void backing_load(struct guard *guard, const struct backing *backing, size_t *hint,
@@ -178,5 +185,9 @@ struct element *element_new(struct state *state, const struct chain *chain, PyOb
 extern PyType_Spec region_spec, guest_memory_spec, backing_spec, element_spec, virtqueue_spec;
 
 PyObject *transfer(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *copy_out(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *backing_runs(PyObject *backing, PyObject *args, PyObject *kwargs);
+PyObject *udmabuf_create(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *file_system(PyObject *module, PyObject *args, PyObject *kwargs);
 
 #endif

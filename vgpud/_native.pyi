@@ -1,4 +1,4 @@
-"""The C extension: guest memory, split virtqueues, pixels.
+"""The C extension: guest memory, split virtqueues, pixels, dma-bufs of guest pages.
 
 Only `vgpud.host` imports it. This stub is its only documentation; a test compares the
 names of both. All addresses, sizes and offsets are in bytes, all integers of the wire
@@ -84,6 +84,14 @@ class Backing:
         """The same guest-physical ranges in another memory table; raises as the constructor."""
     def read(self, offset: int, length: int) -> bytes:
         """At most `length` bytes from `offset`; fewer at the end of the backing."""
+    def runs(self, size: int) -> bytes:
+        """Its first `size` bytes, up to the end of a page, as runs of its regions' files.
+
+        An array of struct udmabuf_create_item (24 bytes: u32, 4 bytes of zero, u64, u64) in the
+        backing's order: the region's number in `GuestMemory.regions` in the place of the memfd,
+        the offset in the region's file, the length; all in host byte order. Neighbours that meet
+        in a file are one. Fewer bytes where the backing ends before. Nothing is aligned here.
+        """
 
 @final
 class Element:
@@ -165,15 +173,51 @@ def transfer(
     swizzle: int,
     backing: Backing,
     offset: int,
+    src_stride: int,
 ) -> int:
     """Copy a rectangle from guest pages into a surface of B8G8R8A8 pixels (row-major).
 
-    Row r of the rectangle comes from backing offset `offset + r * stride` and goes to byte
-    `(y + r) * stride + 4 * x` of `surface`, as TRANSFER_TO_HOST_2D defines it (virtio 1.3,
-    5.7.6.8). `swizzle` is the number of the pixel order in the guest: 0 B8G8R8A8, 1 A8R8G8B8,
-    2 R8G8B8A8, 3 A8B8G8R8. Rows beyond the backing are left alone, a row is cut where it ends
-    (whole pixels). The GIL is released above 64 KiB.
+    Row r of the rectangle comes from backing offset `offset + r * src_stride` and goes to byte
+    `(y + r) * stride + 4 * x` of `surface`; for TRANSFER_TO_HOST_2D (virtio 1.3, 5.7.6.8)
+    `src_stride` is 4 * the resource's width. `swizzle` is the number of the pixel order in the
+    guest: 0 B8G8R8A8, 1 A8R8G8B8, 2 R8G8B8A8, 3 A8B8G8R8. Rows beyond the backing are left alone,
+    a row is cut where it ends (whole pixels). The GIL is released above 64 KiB.
 
     Returns the bytes written. Raises ValueError where the rectangle is not inside the surface,
     GuestFault where the guest's memory vanished half way.
     """
+
+def copy_out(
+    backing: Backing,
+    offset: int,
+    stride: int,
+    x: int,
+    y: int,
+    width: int,
+    height: int,
+    swizzle: int,
+    out: Buffer,
+) -> None:
+    """Copy a rectangle of a frame buffer in guest pages as tightly packed B8G8R8A8 pixels.
+
+    Row r comes from backing offset `offset + (y + r) * stride + 4 * x` and goes to byte
+    `r * 4 * width` of `out`, whose rest is left alone. `swizzle` and the GIL as in transfer().
+
+    Raises ValueError where the rectangle is not all inside the backing or `out` is too small:
+    then nothing was written; GuestFault where the guest's memory vanished half way.
+    """
+
+def udmabuf_create(device: int, runs: Buffer, fds: Buffer) -> int:
+    """UDMABUF_CREATE_LIST on /dev/udmabuf: the descriptor of a new dma-buf, close-on-exec.
+
+    `runs` is as `Backing.runs` returns it, `fds` an array of C ints: the memfd of each region
+    by its number, -1 where it has none. The dma-buf is the runs in their order. The GIL is
+    released: pages that the guest never touched are allocated and cleared in here.
+
+    Raises ValueError where a run's region has no memfd, OSError where the kernel refuses; it
+    does not say which run it is (reference/kernel-dmabuf.md 1.2).
+    """
+
+def file_system(fd: int) -> tuple[int, int]:
+    """f_type and f_bsize of the file system that `fd` is on (fstatfs(2)). On hugetlbfs the
+    second is the size of a huge page. Raises OSError."""

@@ -1,7 +1,7 @@
 """The C side of the layouts: `python -m vgpuwire.cheader > native/layout_gen.h`.
 
-Sizes and offsets as constants, and the same as a list, VGPU_LAYOUT, with which
-native/layout_check.c holds each of them to the kernel's headers.
+Sizes, offsets and ioctl numbers as constants, and the same as lists, VGPU_LAYOUT and VGPU_NUMBERS,
+with which native/layout_check.c holds each of them to the kernel's headers.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any, Final
 
-from vgpuwire import virtio_gpu, virtio_ring
+from vgpuwire import ioctls, virtio_gpu, virtio_ring
 from vgpuwire.record import Record
 
 KERNEL_NAMES: Final[dict[type[Record], str]] = {
@@ -43,8 +43,13 @@ KERNEL_NAMES: Final[dict[type[Record], str]] = {
     virtio_gpu.CursorPos: "virtio_gpu_cursor_pos",
     virtio_gpu.UpdateCursor: "virtio_gpu_update_cursor",
     virtio_gpu.Config: "virtio_gpu_config",
+    ioctls.UdmabufCreateItem: "udmabuf_create_item",
+    ioctls.UdmabufCreateList: "udmabuf_create_list",
 }
-"""Each record's struct in <linux/virtio_gpu.h> or <linux/virtio_ring.h>."""
+"""Each record's struct in <linux/virtio_gpu.h>, <linux/virtio_ring.h> or <linux/udmabuf.h>."""
+
+NUMBERS: Final = {"UDMABUF_CREATE_LIST": ioctls.UDMABUF_CREATE_LIST}
+"""The ioctls that native/ makes, by the kernel's names."""
 
 PREFIXES: Final[dict[type[Record], str]] = {
     virtio_ring.AvailHeader: "vring_avail",
@@ -74,10 +79,14 @@ def header() -> str:
             "#define VGPU_LAYOUT_GEN_H",
             "",
             *defines,
+            *[f"#define VGPU_IOCTL_{name} {number:#x}u" for name, number in NUMBERS.items()],
             "",
             *_list("VGPU_LAYOUT", [row for row in checked if row[:2] not in NEWER]),
             "",
             *_list("VGPU_LAYOUT_NEWER", [row for row in checked if row[:2] in NEWER]),
+            "",
+            "#define VGPU_NUMBERS(NUMBER) \\",
+            " \\\n".join(f"\tNUMBER({name}, VGPU_IOCTL_{name})" for name in NUMBERS),
             "",
             "#endif",
             "",

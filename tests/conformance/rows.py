@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -99,15 +98,17 @@ class Row:
 _ID: Final = re.compile(rf"(?<=_)([{''.join(TABLES)}]\d\d[a-z]?)(?=_)")
 
 
-def _functions(path: Path) -> Iterator[str]:
+@cache
+def _functions(path: Path) -> tuple[str, ...]:
     """The test functions of a file, as pytest names them."""
+    names = []
     for node in ast.parse(path.read_text()).body:
-        inside = node.body if isinstance(node, ast.ClassDef) else [node]
-        for one in inside:
+        scope = f"{node.name}::" if isinstance(node, ast.ClassDef) else ""
+        for one in node.body if isinstance(node, ast.ClassDef) else [node]:
             kinds = ast.FunctionDef | ast.AsyncFunctionDef
             if isinstance(one, kinds) and one.name.startswith("test_"):
-                scope = f"{node.name}::" if isinstance(node, ast.ClassDef) else ""
-                yield f"{scope}{one.name}"
+                names.append(f"{scope}{one.name}")
+    return tuple(names)
 
 
 @cache

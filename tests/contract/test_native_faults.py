@@ -61,12 +61,13 @@ def test_publish_into_a_vanished_ring(rig):
 
 @pytest.mark.parametrize("length", [16, 100_000])
 def test_a_request_vanishes_again_and_again(hollow, length):
-    """Repeatedly: SIGBUS must not stay blocked. Long ones are copied without the GIL."""
+    """Repeatedly: SIGBUS must not stay blocked. Long ones are copied without the GIL. Where the
+    fault is to the last byte depends on memcpy(), which may do the first 64 last."""
     for _ in range(50):
         hollow.driver.write_descriptor(0, hollow.upper - 8, length, 0, 0)
         hollow.driver.offer(0)
         hollow.cut()
-        with pytest.raises(_native.GuestFault, match=f"{hollow.upper:#x}"):
+        with pytest.raises(_native.GuestFault, match=f"{hollow.upper >> 8:#x}"):
             hollow.device.pop()
         hollow.mend()
         hollow.device = hollow.queue(base=hollow.driver.avail_idx)
@@ -79,7 +80,7 @@ def test_the_place_of_the_response_vanishes(hollow, length):
         hollow.driver.offer(0)
         element = hollow.pop()
         hollow.cut()
-        with pytest.raises(_native.GuestFault, match=f"{hollow.upper:#x}"):
+        with pytest.raises(_native.GuestFault, match=f"{hollow.upper >> 8:#x}"):
             hollow.device.push(element, bytes(length))
         hollow.mend()
         hollow.device = hollow.queue(base=hollow.driver.avail_idx)
@@ -103,12 +104,14 @@ def test_pixels_vanish(hollow, width, swizzle):
     for _ in range(50):
         hollow.cut()
         with pytest.raises(_native.GuestFault):
-            _native.transfer(surface, 4 * width, 0, 0, width, 100, swizzle, backing, 0)
+            _native.transfer(surface, 4 * width, 0, 0, width, 100, swizzle, backing, 0, 4 * width)
         with pytest.raises(_native.GuestFault):
             backing.read(length // 2, 1)
         assert len(backing.read(0, length // 2)) == length // 2
         hollow.mend()
-        assert _native.transfer(surface, 4 * width, 0, 0, width, 100, swizzle, backing, 0)
+        assert _native.transfer(
+            surface, 4 * width, 0, 0, width, 100, swizzle, backing, 0, 4 * width
+        )
 
 
 def test_memory_vanishes_under_read(hollow):
@@ -128,7 +131,7 @@ def test_faults_in_two_threads_at_once(hollow):
         surface = bytearray(160_000)
         for _ in range(200):
             try:
-                _native.transfer(surface, 1600, 0, 0, 400, 100, 1, backing, 0)
+                _native.transfer(surface, 1600, 0, 0, 400, 100, 1, backing, 0, 1600)
             except _native.GuestFault:
                 faults.append(1)
 
@@ -227,7 +230,7 @@ def one_round(ram, driver, base):
     with pytest.raises(ValueError, match="entry 40"):
         _native.Backing(memory, entries + bytes(16))
     with pytest.raises(ValueError, match="not inside"):
-        _native.transfer(bytearray(4), 4, 1, 0, 1, 1, 0, backing, 0)
+        _native.transfer(bytearray(4), 4, 1, 0, 1, 1, 0, backing, 0, 4)
     areas = (driver.desc, driver.avail, driver.used_addr, base)
     with pytest.raises(ValueError, match="power of two"):
         _native.Virtqueue(memory, 3, *areas, False)

@@ -23,11 +23,11 @@ def to_bgra(data, swizzle):
     return bytes(data[i + place] for i in range(0, len(data), 4) for place in places)
 
 
-def model(surface, stride, x, y, width, height, swizzle, backing, offset):
+def model(surface, stride, x, y, width, height, swizzle, backing, offset, src_stride):
     """What transfer() does, of a `backing` that is bytes."""
     total = 0
     for row in range(height):
-        start = offset + row * stride
+        start = offset + row * src_stride
         data = backing[start : start + 4 * width]
         data = to_bgra(data[: len(data) // 4 * 4], swizzle)
         at = (y + row) * stride + 4 * x
@@ -53,15 +53,17 @@ def test_like_the_model(data):
     entry = st.tuples(st.integers(GPA, GPA + SIZE - 64), st.integers(1, 64))
     ranges = data.draw(st.lists(entry, max_size=20))
     offset = data.draw(st.integers(0, 2 * stride + 5) | st.integers(0, TOP - 1))
+    src_stride = data.draw(st.integers(0, 2 * stride) | st.integers(0, TOP - 1))
     with GuestRam(SIZE, regions=TWO) as ram:
         ram.write(GPA, random.Random(2).randbytes(SIZE))
         memory = _native.GuestMemory([_native.Region(ram.memfd, *r) for r in ram.regions])
         backing = _native.Backing(memory, mem_entries(ranges))
         real = bytearray(b"\xee" * (stride * height + 3))
         wanted = bytearray(real)
-        count = _native.transfer(real, stride, x, y, w, h, swizzle, backing, offset)
+        rest = (stride, x, y, w, h, swizzle)
+        count = _native.transfer(real, *rest, backing, offset, src_stride)
         flat = b"".join(ram.read(*r) for r in ranges)
-        assert count == model(wanted, stride, x, y, w, h, swizzle, flat, offset)
+        assert count == model(wanted, *rest, flat, offset, src_stride)
         assert real == wanted
 
 
@@ -77,8 +79,8 @@ def test_pixels_straddle_segments(ram, memory, swizzle, size):
     flat = b"".join(ram.read(*r) for r in ranges)
     real, wanted = bytearray(length), bytearray(length)
     arguments = (stride, 0, 0, width, height, swizzle)
-    assert _native.transfer(real, *arguments, backing, 0) == 4 * width * height
-    model(wanted, *arguments, flat, 0)
+    assert _native.transfer(real, *arguments, backing, 0, 992) == 4 * width * height
+    model(wanted, *arguments, flat, 0, 992)
     assert real == wanted
 
 
@@ -86,7 +88,7 @@ def test_pixels_straddle_segments(ram, memory, swizzle, size):
 def test_an_unaligned_surface(memory, swizzle):
     backing = _native.Backing(memory, mem_entries([(GPA + 1, 4096)]))
     surface = memoryview(bytearray(4097))[1:]
-    assert _native.transfer(surface, 4096, 0, 0, 1024, 1, swizzle, backing, 0) == 4096
+    assert _native.transfer(surface, 4096, 0, 0, 1024, 1, swizzle, backing, 0, 0) == 4096
     assert bytes(surface) == to_bgra(backing.read(0, 4096), swizzle)
 
 
@@ -94,7 +96,7 @@ def test_exactly_the_rows_asked_for(memory):
     """T06: contrib's fast path copied all rows below as well."""
     backing = _native.Backing(memory, mem_entries([(GPA, 4000)]))
     surface = bytearray(4000)
-    assert _native.transfer(surface, 400, 0, 2, 100, 3, 0, backing, 800) == 1200
+    assert _native.transfer(surface, 400, 0, 2, 100, 3, 0, backing, 800, 400) == 1200
     assert surface == bytes(800) + backing.read(800, 1200) + bytes(2000)
 
 
@@ -106,17 +108,25 @@ def test_rows_beyond_the_backing_are_left_alone(memory, offset, count):
     """T12 to T15: partial and beyond is no error, and no offset wraps."""
     backing = _native.Backing(memory, mem_entries([(GPA, 1000)]))
     surface = bytearray(b"\xee" * 2000)
-    assert _native.transfer(surface, 400, 0, 0, 100, 5, 0, backing, offset) == count
+    assert _native.transfer(surface, 400, 0, 0, 100, 5, 0, backing, offset, 400) == count
     full = backing.read(offset, 1000)
     assert surface == full[:count] + b"\xee" * (2000 - count)
 
 
-def test_a_stride_that_would_wrap_the_offset(memory):
+@pytest.mark.parametrize("src_stride", [TOP - 4, TOP - 1, TOP // 2])
+def test_a_guest_s_stride_that_would_wrap_the_offset(memory, src_stride):
+    backing = _native.Backing(memory, mem_entries([(GPA, 64)]))
+    surface = bytearray(b"\xee" * 16)
+    assert _native.transfer(surface, 4, 0, 0, 1, 4, 0, backing, 4, src_stride) == 4
+    assert surface == backing.read(4, 4) + b"\xee" * 12
+
+
+def test_a_stride_that_would_wrap_the_surface(memory):
     backing = _native.Backing(memory, mem_entries([(GPA, 64)]))
     surface = bytearray(8)
-    assert _native.transfer(surface, TOP - 4, 0, 0, 1, 1, 0, backing, 4) == 4
+    assert _native.transfer(surface, TOP - 4, 0, 0, 1, 1, 0, backing, 4, 4) == 4
     with pytest.raises(ValueError, match="not inside"):
-        _native.transfer(surface, TOP - 4, 0, 0, 1, 2, 0, backing, 4)
+        _native.transfer(surface, TOP - 4, 0, 0, 1, 2, 0, backing, 4, 4)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +151,7 @@ def test_rectangles_outside_of_the_surface(memory, stride, x, y, width, height):
     backing = _native.Backing(memory, mem_entries([(GPA, 4096)]))
     surface = bytearray(400)
     with pytest.raises(ValueError, match="not inside 400 bytes"):
-        _native.transfer(surface, stride, x, y, width, height, 0, backing, 0)
+        _native.transfer(surface, stride, x, y, width, height, 0, backing, 0, stride)
     assert surface == bytes(400)
 
 
@@ -149,13 +159,13 @@ def test_rectangles_outside_of_the_surface(memory, stride, x, y, width, height):
 def test_nothing_to_copy(memory, x, y, w, h):
     backing = _native.Backing(memory, mem_entries([(GPA, 4096)]))
     surface = bytearray(400)
-    assert _native.transfer(surface, 40, x, y, w, h, 1, backing, 0) == 0
+    assert _native.transfer(surface, 40, x, y, w, h, 1, backing, 0, 40) == 0
     assert surface == bytes(400)
 
 
 def test_the_last_row_needs_no_full_stride(memory):
     backing = _native.Backing(memory, mem_entries([(GPA, 4096)]))
-    assert _native.transfer(bytearray(40 + 8), 40, 0, 0, 2, 2, 0, backing, 0) == 16
+    assert _native.transfer(bytearray(40 + 8), 40, 0, 0, 2, 2, 0, backing, 0, 40) == 16
 
 
 @pytest.mark.parametrize(
@@ -169,6 +179,7 @@ def test_the_last_row_needs_no_full_stride(memory):
         ({"surface": memoryview(bytearray(1000))[::2]}, (TypeError, BufferError)),
         ({"backing": b"bytes"}, TypeError),
         ({"height": 1.0}, TypeError),
+        ({"src_stride": TOP}, ValueError),
     ],
 )
 def test_bad_arguments(memory, changes, error):
@@ -182,6 +193,7 @@ def test_bad_arguments(memory, changes, error):
         "swizzle": 0,
         "backing": _native.Backing(memory, mem_entries([(GPA, 4096)])),
         "offset": 0,
+        "src_stride": 40,
     }
     assert _native.transfer(**arguments) == 4
     with pytest.raises(error):

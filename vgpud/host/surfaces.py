@@ -82,6 +82,7 @@ class HostSurface:
                 self._swizzle,
                 backing.native,
                 offset,
+                self.width * 4,
             )
         except _native.GuestFault as error:
             raise GuestError(Ctrl.RESP_ERR_UNSPEC, str(error)) from error

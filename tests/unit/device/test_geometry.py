@@ -20,7 +20,7 @@ def pixels(rect: Rect | None) -> set[tuple[int, int]]:
     return {(rect.x + i, rect.y + j) for i in range(rect.width) for j in range(rect.height)}
 
 
-@settings(deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(small, small)
 def test_the_intersection_holds_the_common_pixels(a: Rect, b: Rect) -> None:
     common = intersection(a, b)
@@ -28,7 +28,7 @@ def test_the_intersection_holds_the_common_pixels(a: Rect, b: Rect) -> None:
     assert common is None or (common.width and common.height), "never an empty rectangle"
 
 
-@settings(deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(filled, filled)
 def test_the_union_is_the_smallest_that_holds_both(a: Rect, b: Rect) -> None:
     both = pixels(a) | pixels(b)

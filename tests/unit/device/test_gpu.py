@@ -116,7 +116,7 @@ word = st.sampled_from([0, 1, 2, 3, 4, 16, 32, 64, 67, 80, U32]) | st.integers(0
 any_body = st.lists(word, max_size=24).map(lambda words: struct.pack(f"<{len(words)}I", *words))
 
 
-@settings(deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(request_=st.builds(bytes.__add__, any_header, any_body) | st.binary(max_size=128))
 def test_random_bytes_never_raise_and_errors_change_nothing(request_: bytes) -> None:
     driver = furnished()
@@ -231,7 +231,7 @@ class AnyGuest(RuleBasedStateMachine):
 
 
 TestAnyGuest = AnyGuest.TestCase
-TestAnyGuest.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestAnyGuest.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
 
 
 def test_two_hundred_resources_live_and_die_in_any_order() -> None:

@@ -117,7 +117,7 @@ def test_A08_an_empty_entry_is_refused_wherever_it_is(before: int) -> None:
 def test_A09_an_entry_that_is_not_all_in_memory_is_refused(address: int, length: int) -> None:
     driver = furnished()
     driver.refused(attach(2, entries((address, length))), UNSPEC)
-    driver.refused(attach(2, ONE_PAGE * 16383 + entries((address, length))), UNSPEC)
+    driver.refused(attach(2, ONE_PAGE * 1023 + entries((address, length))), UNSPEC)
 
 
 @pytest.mark.parametrize(

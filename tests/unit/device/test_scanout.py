@@ -21,7 +21,7 @@ def resource(number: int) -> Resource:
     return Resource(number, FakePixelStore().create_surface(32, 32, 1), 4096)
 
 
-@settings(deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     st.lists(
         st.tuples(

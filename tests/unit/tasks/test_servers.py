@@ -408,7 +408,7 @@ def request_of(step: str, number: int, header: dict[str, Any]) -> bytes:
             return set_scanout(1, 1, **header)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(st.tuples(requests, headers) | events, max_size=30))
 def test_fences_keep_their_order_and_every_element_comes_back(steps: list[Any]) -> None:
     rig = Rig(heads=None)

@@ -21,7 +21,7 @@ def test_without_a_flush_every_percentile_is_zero(share: float) -> None:
     assert Stats().percentile(share) == 0.0
 
 
-@settings(deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     times=st.lists(st.floats(0, 10, allow_nan=False), min_size=1, max_size=50),
     share=st.floats(0, 1),

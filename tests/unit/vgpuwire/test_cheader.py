@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.vgpuwire.values import RECORDS
-from vgpuwire import cheader, virtio_gpu, virtio_ring
+from vgpuwire import cheader, ioctls, virtio_gpu, virtio_ring
 
 NATIVE = Path(__file__).parents[3] / "native"
 CHECK = [
@@ -28,6 +28,7 @@ def test_committed_header_is_current() -> None:
 def test_every_ring_record_is_in_it() -> None:
     modules = {virtio_gpu.__name__, virtio_ring.__name__}
     ours = {record for record in RECORDS if record.__module__ in modules}
+    ours |= {ioctls.UdmabufCreateItem, ioctls.UdmabufCreateList}
     assert ours == set(cheader.KERNEL_NAMES) | set(cheader.PREFIXES)
 
 
@@ -40,6 +41,10 @@ def test_every_ring_record_is_in_it() -> None:
         "#define VGPU_VIRTIO_GPU_RESP_EDID_SIZE 1056u",
         "#define VGPU_VIRTIO_GPU_RESP_EDID_SIZE_OFFSET 24u",
         "#define VGPU_VIRTIO_GPU_RESP_EDID_EDID_OFFSET 32u",
+        "#define VGPU_UDMABUF_CREATE_ITEM_SIZE 24u",
+        "#define VGPU_UDMABUF_CREATE_ITEM_OFFSET_OFFSET 8u",
+        "#define VGPU_UDMABUF_CREATE_LIST_SIZE 8u",
+        "#define VGPU_IOCTL_UDMABUF_CREATE_LIST 0x40087543u",
     ],
 )
 def test_constants(line: str) -> None:
