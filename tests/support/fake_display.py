@@ -7,6 +7,7 @@ wire. What would crash QEMU is a failed assertion here.
 from __future__ import annotations
 
 import array
+import mmap
 import os
 import socket
 import struct
@@ -34,13 +35,52 @@ EDID = bytes.fromhex("00ffffffffffff00") + bytes(120)
 
 
 @dataclass
+class Buffer:
+    """A dma-buf that QEMU was given: fields of DMABUF_SCANOUT, and the modifier if there was one."""
+
+    fd: int
+    width: int
+    height: int
+    stride: int
+    fourcc: int
+    modifier: int | None
+
+    def read(self) -> bytes:
+        """Its pixels, tightly packed."""
+        with mmap.mmap(self.fd, self.stride * self.height, prot=mmap.PROT_READ) as view:
+            rows = range(0, self.stride * self.height, self.stride)
+            return b"".join(view[at : at + self.width * 4] for at in rows)
+
+    def exporter(self) -> str:
+        """Who made it, as the kernel says."""
+        with open(f"/proc/self/fdinfo/{self.fd}") as info:
+            lines = dict(line.split(":", 1) for line in info)
+        return lines["exp_name"].strip()
+
+    def size(self) -> int:
+        return os.lseek(self.fd, 0, os.SEEK_END)
+
+
+@dataclass
 class Screen:
-    """One head: what QEMU would show. `pixels` is None while the head is off."""
+    """One head: what QEMU would show. `pixels` is None while the head is off or shows a buffer."""
 
     width: int = 0
     height: int = 0
     pixels: bytearray | None = None
+    buffer: Buffer | None = None
     updates: list[tuple[int, int, int, int]] = field(default_factory=list)
+
+    def drop_buffer(self) -> None:
+        if self.buffer is not None:
+            os.close(self.buffer.fd)
+            self.buffer = None
+
+    def shown(self) -> bytes | None:
+        """Width x height pixels, whatever way they came; None while it is off."""
+        if self.buffer is not None:
+            return self.buffer.read()
+        return None if self.pixels is None else bytes(self.pixels)
 
     def rows(self, x: int, y: int, width: int, height: int) -> list[bytes]:
         assert self.pixels is not None
@@ -86,6 +126,11 @@ class FakeDisplay:
             screen.pixels = None
         return theirs
 
+    def forget(self) -> None:
+        """Close what is still shown: the end of this display."""
+        for screen in self.screens:
+            screen.drop_buffer()
+
     def close(self) -> None:
         if self._sock is not None:
             self._sock.close()
@@ -110,10 +155,8 @@ class FakeDisplay:
                 payload, more = await self._read(sock, size)
                 assert payload is not None, f"{NAMES[request]} was cut off"
                 fds += more
-                assert not fds or NAMES[request].startswith("DMABUF_SCANOUT"), "a stray fd"
-                for fd in fds:
-                    os.close(fd)
-                await self._handle(sock, NAMES[request], request, payload)
+                assert len(fds) <= NAMES[request].startswith("DMABUF_SCANOUT"), "a stray fd"
+                await self._handle(sock, NAMES[request], request, payload, fds)
                 self._handled.set()
                 self._handled = trio.Event()
         except (trio.ClosedResourceError, OSError):
@@ -138,7 +181,12 @@ class FakeDisplay:
             data = data[await sock.send(data) :]
 
     async def _handle(
-        self, sock: trio.socket.SocketType, name: str, request: int, payload: bytes
+        self,
+        sock: trio.socket.SocketType,
+        name: str,
+        request: int,
+        payload: bytes,
+        fds: list[int],
     ) -> None:
         count = {"UPDATE": 5, "CURSOR_UPDATE": 5}.get(name, len(payload) // 4)
         fields = struct.unpack_from(f"<{count}I", payload)
@@ -160,18 +208,34 @@ class FakeDisplay:
                 body += EDID.ljust(1024, b"\0")
                 await self._reply(sock, request, body)
         elif name == "DMABUF_UPDATE":
+            self.screens[fields[0]].updates.append(fields[1:5])
             await self._reply(sock, request, b"")
+        elif name.startswith("DMABUF_SCANOUT"):
+            self._dmabuf_scanout(fields, fds)
         elif name == "SCANOUT":
             scanout, width, height = fields
             if scanout < self.outputs:
                 assert width * height * 4 <= 1 << 30, f"SCANOUT of {width}x{height} aborts QEMU"
                 screen = self.screens[scanout]
+                screen.drop_buffer()
                 screen.width, screen.height = width, height
                 screen.pixels = bytearray(width * height * 4) if width else None
         elif name == "UPDATE":
             self._update(fields, payload)
         elif name.startswith("CURSOR"):
             self.cursor[fields[0]] = (name, fields, payload[20:])
+
+    def _dmabuf_scanout(self, fields: tuple[int, ...], fds: list[int]) -> None:
+        scanout, x, y, width, height, fd_width, fd_height, stride, flags, fourcc = fields[:10]
+        screen = self.screens[scanout]
+        screen.drop_buffer()
+        screen.pixels = None  # an UPDATE with the old surface would abort QEMU
+        if fds:
+            assert (x, y, flags) == (0, 0, 0), "QEMU ignores x and y"
+            assert (fd_width, fd_height) == (width, height), "QEMU ignores the cropping"
+            modifier = fields[10] | fields[11] << 32 if len(fields) > 10 else None
+            screen.width, screen.height = width, height
+            screen.buffer = Buffer(fds[0], width, height, stride, fourcc, modifier)
 
     def _update(self, fields: tuple[int, ...], payload: bytes) -> None:
         scanout, x, y, width, height = fields

@@ -62,13 +62,14 @@ class Machine:
         version: Version = QEMU_11_1,
         features: int = VERSION_1 | INDIRECT | EVENT_IDX | EDID_AND_UUID,
         ram_size: int = 16 << 20,
+        config: Config | None = None,
     ) -> None:
         self.display = display or FakeDisplay()
         self.features = features
         self.ram = GuestRam(ram_size)
         ours, theirs = socket.socketpair()
         self.frontend = FakeFrontend(ours, version)
-        self.session = Session(theirs, Config())
+        self.session = Session(theirs, config or Config())
         self.error: BaseException | None = None
         self.ended = trio.Event()
         self.queues: list[DriverQueue] = []
@@ -210,7 +211,7 @@ class Machine:
         """Wait until the display shows exactly these pixels."""
         screen = self.display.screens[scanout_id]
         await self.until(
-            lambda: screen.pixels is not None and bytes(screen.pixels) == pixels,
+            lambda: screen.shown() == pixels,
             f"head {scanout_id} shows the picture",
         )
 
@@ -224,6 +225,7 @@ class Machine:
     def close(self) -> None:
         self.frontend.close()
         self.display.close()
+        self.display.forget()
         for queue in self.queues:
             queue.close()
         for fd in self.err + self._masked:
