@@ -212,7 +212,10 @@ class GpuSocket:
                 reply = framer.feed(data)
             except BlockingIOError:
                 continue
-            except (OSError, WireError) as error:
+            except OSError as error:  # ECONNRESET: QEMU closed it with pixels unread, as at a stop
+                log.debug("display-gone", error=error)
+                return
+            except WireError as error:
                 log.warning("display-lost", error=error)
                 return
             if reply is not None:

@@ -74,7 +74,7 @@ def test_the_preferred_mode_is_the_head_s_size(width: int, height: int) -> None:
     assert (timing.h_active, timing.v_active) == (width, height)
     assert timing.h_front + timing.h_sync < timing.h_blank
     assert timing.v_front + timing.v_sync < timing.v_blank
-    assert timing.refresh == pytest.approx(60, rel=0.01)
+    assert timing.refresh == pytest.approx(60, rel=5e-4)
     assert (timing.h_mm / 25.4 * 96, timing.v_mm / 25.4 * 96) == pytest.approx(
         (width, height), abs=4
     )

@@ -228,6 +228,27 @@ def test_R06_all_is_told_again_to_a_new_socket() -> None:
         assert bytes(screen.pixels) == picture(surface, Rect(8, 8, 32, 32))
 
 
+def test_R06_a_pointer_that_moved_before_its_image_is_told_where_the_image_was() -> None:
+    head = Head(0)
+    head.cursor_move(CursorMove(0, 9, 9, False))
+    head.cursor_image(CursorImage(0, 1, 2, 3, 4, bytes(16384)))
+    drain(head, Screen())
+    head.replay()
+    screen = Screen()
+    drain(head, screen)
+    assert screen.log == [(IMAGE, 1, 2)]
+
+
+def test_R06_who_waits_for_damage_waits_for_its_replay() -> None:
+    head, _, _ = showing()
+    ticket = Counted()
+    head.damage(Rect(0, 0, 4, 4), ticket)
+    head.replay()
+    assert not ticket.done
+    drain(head, Screen())
+    assert ticket.times == 1
+
+
 def test_R06_a_head_that_went_off_while_nobody_listened_is_told_so() -> None:
     head, _, _ = showing()
     head.show(ShowSurface(0, None, OFF))

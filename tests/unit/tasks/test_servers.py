@@ -229,6 +229,19 @@ def test_rings_of_contexts_are_timelines_of_their_own() -> None:
     assert rig.names()[4:] == ["device", "device again"]
 
 
+def test_a_timeline_is_forgotten_with_its_last_fence() -> None:
+    """There are 2**40 of them."""
+    rig = Rig()
+    for context in range(50):
+        rig.serve("flush", flush(1, **fenced(context, context=context, ring=1)))
+    for _ in range(50):
+        rig.display.show()
+    rig.serve("stopped", flush(1, **fenced(99)))
+    rig.control.stop()
+    assert len(rig.answers) == 51
+    assert rig.control._timelines == {}
+
+
 # -- questions
 
 
