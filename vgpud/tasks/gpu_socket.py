@@ -21,6 +21,10 @@ from vgpud.tasks.outgoing import Outgoing, Terms, small
 from vgpud.tasks.stats import Stats
 from vgpuwire import Framer, GpuProtocolFeature, GpuRequest, WireError, vhost_user_gpu
 
+MAX_OWED: Final = 64
+"""Answers that QEMU owes before it is asked nothing more: a guest goes on asking where a display
+reads nothing."""
+
 PARTS: Final = 64
 """Pieces a sendmsg is given: more rows than the socket's buffer holds only cost time."""
 
@@ -35,26 +39,27 @@ OnReply = Callable[[Any], None]
 
 @dataclass(slots=True, eq=False)
 class PendingReply:
-    """A request with an answer. QEMU answers in order, but some it never answers."""
+    """A request with an answer. QEMU answers in order, but some it never answers. An answer that
+    is late is still handed on: it may be good for the next time."""
 
     request: GpuRequest
-    on_reply: OnReply | None
+    on_reply: OnReply
     stats: Stats
+    done: bool = False
 
-    @property
-    def done(self) -> bool:
-        return self.on_reply is None
+    def answer(self, payload: object) -> None:
+        self.done = True
+        self.on_reply(payload)
 
-    def answer(self, payload: object = Silence.LATE) -> None:
-        """Call back once; later calls find nobody."""
-        on_reply, self.on_reply = self.on_reply, None
-        if on_reply is not None:
-            on_reply(payload)
+    def give_up(self) -> None:
+        """Nobody will answer."""
+        if not self.done:
+            self.answer(Silence.LATE)
 
     def expire(self) -> None:
         if not self.done:
             self.stats.unanswered += 1
-            self.answer()
+            self.answer(Silence.LATE)
 
 
 class GpuSocket:
@@ -132,7 +137,7 @@ class GpuSocket:
         if self._out is not None:
             self._out.take()
         for question in (*self._owed, *(question for _, question in self._early)):
-            question.answer()
+            question.give_up()
 
     async def run(self) -> None:
         """Read answers and send what did not fit, until QEMU closes its end."""
@@ -147,6 +152,9 @@ class GpuSocket:
     # -- inside
 
     def _ask(self, message: bytes, question: PendingReply) -> None:
+        if len(self._owed) >= MAX_OWED:
+            question.give_up()
+            return
         self._owed.append(question)
         self._questions.append(message)
         if self._out is None:
@@ -159,7 +167,7 @@ class GpuSocket:
             # this one first tells.
             self.ask_display_info(lambda _: None)
         else:
-            question.answer()
+            question.give_up()
 
     def _negotiate(self, offered: int | Silence) -> None:
         if isinstance(offered, Silence):

@@ -152,15 +152,17 @@ class RingTask:
         """One batch; True if there may be more."""
         self._serving = True
         more = True
-        for _ in range(BATCH):
-            element = queue.pop()
-            if element is None:
-                more = False
-                break
-            self._stats.commands += 1
-            self._server.serve(element, self._push)
-        self._server.flush()
-        self._serving = False
+        try:
+            for _ in range(BATCH):
+                element = queue.pop()
+                if element is None:
+                    more = False
+                    break
+                self._stats.commands += 1
+                self._server.serve(element, self._push)
+        finally:  # also where the ring broke half way: what came before it is shown
+            self._server.flush()
+            self._serving = False
         if not self._broken:
             self._publish(queue)
         return more

@@ -88,6 +88,8 @@ class ControlServer:
             outcome = self._device.answer(ask, reply)
             self._display.post(outcome.display)
             self._settle(parked, outcome)
+        elif isinstance(reply, bytes):
+            self._device.answer(ask, reply)  # too late for this guest's question: remembered
 
     def _settle(self, parked: _Parked, outcome: Outcome) -> None:
         """The answer is due: now, or when the fences before it are."""

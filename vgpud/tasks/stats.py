@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from math import ceil
 from typing import Final
 
 SAMPLES: Final = 4096
@@ -38,7 +39,7 @@ class Stats:
     def percentile(self, share: float) -> float:
         """Seconds within which `share` (0 to 1) of the recent flushes were answered."""
         times = sorted(self._times)
-        return times[min(len(times) - 1, int(len(times) * share))] if times else 0.0
+        return times[max(0, ceil(len(times) * share) - 1)] if times else 0.0
 
     def fields(self) -> dict[str, object]:
         """For a log line; times in milliseconds."""
