@@ -2,20 +2,31 @@
 #include "vgpu.h"
 
 #include <errno.h>
+#include <linux/magic.h>
 #include <sys/mman.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
+// hugetlbfs maps from a huge page's start only, and munmap() wants whole ones.
+static uint64_t page_size(int fd)
+{
+	struct statfs fs;
+
+	if (!fstatfs(fd, &fs) && fs.f_type == HUGETLBFS_MAGIC)
+		return (uint64_t)fs.f_bsize;
+	return (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
 static int region_map(struct region *self, int fd, uint64_t offset)
 {
-	uint64_t before = offset % (uint64_t)sysconf(_SC_PAGESIZE);
-	uint64_t length;
+	uint64_t page = page_size(fd), before = offset % page, length;
 	void *map = MAP_FAILED;
 
 	// What no off_t can say cannot be mapped; it is not worth an error, like other fds.
-	if (__builtin_add_overflow(self->size, before, &length) || length > PTRDIFF_MAX ||
-	    offset > INT64_MAX - length)
+	if (__builtin_add_overflow(self->size, before + page - 1, &length) ||
+	    length > PTRDIFF_MAX || offset > INT64_MAX - length)
 		return 0;
+	length -= length % page;
 	for (int writable = 1; writable >= 0 && map == MAP_FAILED; writable--) {
 		map = mmap(NULL, length, writable ? PROT_READ | PROT_WRITE : PROT_READ,
 			   MAP_SHARED | MAP_NORESERVE, fd, (off_t)(offset - before));

@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from vgpud import _native
 from vgpud.errors import HostError
 from vgpud.host.fd import OwnedFd
+from vgpud.host.region_file import RegionFile, classify
 from vgpuwire import MemRegion
 
-Snapshot = _native.GuestMemory
-"""One immutable state of the table."""
 
-EMPTY = Snapshot([])
+@dataclass(frozen=True, slots=True, eq=False)
+class Snapshot:
+    """One immutable state of the table."""
+
+    native: _native.GuestMemory
+    files: tuple[RegionFile, ...]
+    """One a region, by its number in `native.regions`."""
+
+
+EMPTY = Snapshot(_native.GuestMemory([]), ())
+
+
+class _Mapped(NamedTuple):
+    region: _native.Region
+    file: RegionFile
+
+
+_Table = dict[MemRegion, _Mapped]
 
 
 class GuestMemory:
@@ -20,16 +38,20 @@ class GuestMemory:
     holds its mappings until it has moved to the next one."""
 
     def __init__(self) -> None:
-        self._regions: dict[MemRegion, _native.Region] = {}
+        self._regions: _Table = {}
         self.snapshot = EMPTY
 
     def replace(self, regions: Iterable[tuple[MemRegion, OwnedFd]]) -> None:
-        """SET_MEM_TABLE: the whole table. Raises HostError; the old one then stays."""
-        self._commit({_key(region): _map(region, fd) for region, fd in regions})
+        """SET_MEM_TABLE: the whole table. Raises HostError; the old one then stays. Here and in
+        add() the descriptors are borrowed."""
+        table: _Table = {}
+        for region, fd in regions:
+            table[_key(region)] = self._map(region, fd, table)
+        self._commit(table)
 
     def add(self, region: MemRegion, fd: OwnedFd) -> None:
         """ADD_MEM_REG. Raises HostError; the table then stays as it was."""
-        self._commit({**self._regions, _key(region): _map(region, fd)})
+        self._commit({**self._regions, _key(region): self._map(region, fd, {})})
 
     def remove(self, region: MemRegion) -> None:
         """REM_MEM_REG: told by address and size only, its mmap_offset is 0 on the wire."""
@@ -38,12 +60,18 @@ class GuestMemory:
     def clear(self) -> None:
         self._commit({})
 
-    def _commit(self, regions: dict[MemRegion, _native.Region]) -> None:
+    def _commit(self, table: _Table) -> None:
+        mapped = table.values()
         try:
-            snapshot = Snapshot(list(regions.values()))
+            native = _native.GuestMemory([one.region for one in mapped])
         except ValueError as error:
             raise HostError(f"memory table: {error}") from error
-        self._regions, self.snapshot = regions, snapshot
+        self._regions = table
+        self.snapshot = Snapshot(native, tuple(one.file for one in mapped))
+
+    def _map(self, region: MemRegion, fd: OwnedFd, table: _Table) -> _Mapped:
+        known = (*table.values(), *self._regions.values())
+        return _Mapped(_map(region, fd), classify(fd, (one.file for one in known)))
 
 
 def _key(region: MemRegion) -> MemRegion:

@@ -1,28 +1,24 @@
-"""Surfaces and backings: the device's port (`device/pixels.py`) on real memory."""
+"""Surfaces, and the store that makes them and the backings: the device's port
+(`device/pixels.py`) on real memory."""
 
 from __future__ import annotations
 
+import fcntl
 import mmap
-from contextlib import suppress
+import os
 from typing import Final
 from weakref import WeakSet
 
-from vgpud import _native
+from vgpud import _native, log
 from vgpud.errors import GuestError
+from vgpud.host.backing import FOURCC, SWIZZLE, Exporter, HostBacking
+from vgpud.host.dmabuf import CannotExport, Dmabuf, LazyDmabuf
+from vgpud.host.fd import OwnedFd
 from vgpud.host.guest_memory import Snapshot
+from vgpud.host.region_file import RegionFile
+from vgpud.host.udmabuf import PAGE, Udmabuf
 from vgpuwire import Ctrl, Format, Rect
-
-SWIZZLE: Final = {
-    Format.B8G8R8A8_UNORM: 0,
-    Format.B8G8R8X8_UNORM: 0,
-    Format.A8R8G8B8_UNORM: 1,
-    Format.X8R8G8B8_UNORM: 1,
-    Format.R8G8B8A8_UNORM: 2,
-    Format.R8G8B8X8_UNORM: 2,
-    Format.A8B8G8R8_UNORM: 3,
-    Format.X8B8G8R8_UNORM: 3,
-}
-"""How the guest orders a pixel's bytes, as `_native.transfer` numbers it."""
+from vgpuwire.ioctls import UdmabufCreateItem
 
 SMALL: Final = 64 << 10
 """Bytes: below it a surface comes from the heap. A mapping each would cost two system calls
@@ -31,88 +27,175 @@ and let 65,530 pointers' images exhaust vm.max_map_count."""
 HUGE: Final = 2 << 20
 """Bytes: from here on huge pages, where the system allows them, save most page faults."""
 
+STRIDE: Final = 256
+"""Bytes: rows of an exported surface start at multiples of it, which every GPU can scan out."""
 
-class HostBacking:
-    """Guest pages behind a resource. They may be lost and come back with the memory table."""
+MAX_EXPORTABLE: Final = 128
+"""Surfaces in memfds: each has two descriptors (Python's mmap keeps one of its own), a quarter of
+the 1,024 that a process usually has. Those beyond are shown by copying them."""
 
-    __slots__ = ("__weakref__", "_entries", "native", "size")
-
-    def __init__(self, memory: Snapshot, entries: bytes) -> None:
-        self._entries = entries
-        self.native: _native.Backing | None = _native.Backing(memory, entries)
-        self.size = self.native.size
-
-    def rebind(self, memory: Snapshot) -> None:
-        self.native = None  # first: nothing may hold the old mapping, whatever comes
-        with suppress(ValueError):  # lost until the table has the addresses again (row R09)
-            self.native = _native.Backing(memory, self._entries)
+_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 class HostSurface:
-    """A 2D resource's pixels, B8G8R8A8, zero when new, freed with the last reference."""
+    """A 2D resource's pixels, B8G8R8A8, zero when new, freed with the last reference.
 
-    __slots__ = ("_memory", "_swizzle", "height", "pixels", "width")
+    With an `exporter` they are in a sealed memfd, rows `STRIDE` bytes aligned, for a dma-buf;
+    without one in anonymous memory, rows 4 * width bytes apart.
+    """
 
-    def __init__(self, width: int, height: int, pixel_format: int) -> None:
+    __slots__ = (
+        *("__weakref__", "_dmabuf", "_exporter", "_file", "_memory", "_swizzle"),
+        *("fourcc", "height", "pixels", "stride", "width"),
+    )
+
+    def __init__(
+        self, width: int, height: int, pixel_format: int, exporter: Exporter | None = None
+    ) -> None:
         self.width, self.height = width, height
+        self.fourcc = FOURCC[0]
         self._swizzle = SWIZZLE[Format(pixel_format)]
-        size = width * height * 4
+        self._exporter = exporter
+        self._file: RegionFile | None = None
         self._memory: bytearray | mmap.mmap
-        if size < SMALL:
-            self._memory = bytearray(size)
+        if exporter is not None:
+            self.stride = -(-4 * width // STRIDE) * STRIDE
+            self._dmabuf = LazyDmabuf(exporter.explain)
+            self._file, self._memory = _sealed(-(-height * self.stride // PAGE) * PAGE)
         else:
-            self._memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            if size >= HUGE:
-                self._memory.madvise(mmap.MADV_HUGEPAGE)
-        self.pixels = memoryview(self._memory)
+            self.stride = 4 * width
+            self._memory = _anonymous(height * self.stride)
+        self.pixels = memoryview(self._memory)[: height * self.stride]
+
+    @property
+    def lost(self) -> bool:
+        return False
 
     def fill(self, backing: object, rect: Rect, offset: int) -> None:
         """See `Surface.fill`; the backing is one that the same store made."""
         assert isinstance(backing, HostBacking)
-        if backing.native is None:
-            raise GuestError(Ctrl.RESP_ERR_UNSPEC, "the backing's memory was unplugged")
         try:
             _native.transfer(
                 self._memory,
-                self.width * 4,
+                self.stride,
                 rect.x,
                 rect.y,
                 rect.width,
                 rect.height,
                 self._swizzle,
-                backing.native,
+                backing.require(),
                 offset,
                 self.width * 4,
             )
         except _native.GuestFault as error:
             raise GuestError(Ctrl.RESP_ERR_UNSPEC, str(error)) from error
 
+    def rows(self, rect: Rect) -> list[memoryview]:
+        """See `Picture.rows`: where they are. One piece where the rectangle's rows touch."""
+        row = rect.width * 4
+        start = rect.y * self.stride + rect.x * 4
+        if row == self.stride or rect.height == 1:
+            return [self.pixels[start : start + row * rect.height]]
+        end = start + rect.height * self.stride
+        return [self.pixels[at : at + row] for at in range(start, end, self.stride)]
+
+    def export(self) -> tuple[int, int] | None:
+        """The memfd, borrowed, and its size in bytes; None where the memory is anonymous."""
+        return None if self._file is None else (self._file.fileno(), len(self._memory))
+
+    def dmabuf(self) -> Dmabuf | None:
+        """See `Picture.dmabuf`: all of the memfd."""
+        if self._exporter is None or self._exporter.udmabuf is None or self._file is None:
+            return None
+        udmabuf, file, size = self._exporter.udmabuf, self._file, len(self._memory)
+        runs = UdmabufCreateItem(0, 0, size).encode()
+        return self._dmabuf.get(lambda: udmabuf.export(runs, (file,), size))
+
 
 class HostPixelStore:
-    """Makes surfaces, and backings that follow the memory table."""
+    """Makes surfaces, and backings that follow the memory table.
 
-    def __init__(self, memory: Snapshot) -> None:
+    With `exportable` (dmabuf mode) surfaces are made for dma-bufs, which come from `udmabuf`;
+    without a `udmabuf` nothing has a dma-buf.
+    """
+
+    def __init__(
+        self,
+        memory: Snapshot,
+        udmabuf: Udmabuf | None = None,
+        exportable: bool = False,
+        max_exportable: int = MAX_EXPORTABLE,
+    ) -> None:
         self._memory = memory
+        self._exporter = Exporter(udmabuf, self._explain)
+        self._exportable = max_exportable if exportable else 0
         self._backings: WeakSet[HostBacking] = WeakSet()
+        self._exported: WeakSet[HostSurface] = WeakSet()
+        self._explained: set[str] = set()
 
     def create_surface(self, width: int, height: int, pixel_format: int) -> HostSurface:
-        """See `PixelStore.create_surface`."""
+        """See `PixelStore.create_surface`. Pointers' images and what is beyond the number of
+        exportable surfaces are not exportable."""
+        wanted = width * height * 4 >= SMALL and len(self._exported) < self._exportable
+        if wanted:
+            try:
+                return self._create(width, height, pixel_format, self._exporter)
+            except OSError as error:
+                number = error.errno or 0
+                self._explain(CannotExport("memfd", "a memfd for a 2D resource", number))
         try:
-            return HostSurface(width, height, pixel_format)
+            return self._create(width, height, pixel_format, None)
         except (MemoryError, OSError) as error:
             raise GuestError(Ctrl.RESP_ERR_OUT_OF_MEMORY, str(error)) from error
+
+    def create_private(self, width: int, height: int) -> HostSurface:
+        """A B8G8R8X8 surface of the display's own, for what cannot be scanned out where it is
+        (decision 5): exportable whatever its size. Raises OSError."""
+        return self._create(width, height, Format.B8G8R8X8_UNORM, self._exporter)
+
+    def _create(
+        self, width: int, height: int, pixel_format: int, exporter: Exporter | None
+    ) -> HostSurface:
+        surface = HostSurface(width, height, pixel_format, exporter)
+        if exporter is not None:
+            self._exported.add(surface)
+        return surface
 
     def resolve(self, entries: bytes) -> HostBacking:
         """See `PixelStore.resolve`."""
         try:
-            backing = HostBacking(self._memory, entries)
+            backing = HostBacking(self._memory, entries, self._exporter)
         except ValueError as error:
             raise GuestError(Ctrl.RESP_ERR_UNSPEC, str(error)) from error
         self._backings.add(backing)
         return backing
 
     def set_memory(self, memory: Snapshot) -> None:
-        """Move every live backing to another memory table (decision 11)."""
+        """Move every live backing to another memory table (decision 11). When this returns, no
+        mapping of the old one is held and no dma-buf of it is open here."""
         self._memory = memory
         for backing in self._backings:
             backing.rebind(memory)
+
+    def _explain(self, error: CannotExport) -> None:
+        """Each reason once a session: a guest must not fill the operator's log."""
+        if error.reason not in self._explained:
+            self._explained.add(error.reason)
+            log.warning("no-dmabuf", reason=error, instead="the pixels are copied")
+
+
+def _anonymous(size: int) -> bytearray | mmap.mmap:
+    if size < SMALL:
+        return bytearray(size)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if size >= HUGE:
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
+
+
+def _sealed(size: int) -> tuple[RegionFile, mmap.mmap]:
+    """A memfd that udmabuf takes and that nobody can shrink under us; `size` in whole pages."""
+    fd = OwnedFd(os.memfd_create("vgpud-surface", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
+    os.ftruncate(fd.fileno(), size)
+    fcntl.fcntl(fd.fileno(), fcntl.F_ADD_SEALS, _SEALS)
+    return RegionFile("memfd", fd, PAGE), mmap.mmap(fd.fileno(), size)

@@ -26,7 +26,7 @@ class Virtqueue:
         event_idx: bool,
     ) -> None:
         try:
-            self._ring = _native.Virtqueue(memory, size, desc, avail, used, base, event_idx)
+            self._ring = _native.Virtqueue(memory.native, size, desc, avail, used, base, event_idx)
         except (ValueError, _native.GuestFault) as error:
             raise RingBroken(str(error)) from error
 
@@ -59,6 +59,6 @@ class Virtqueue:
     def rebind(self, memory: Snapshot) -> None:
         """The memory table changed (decision 11): QEMU does not send the addresses again."""
         try:
-            self._ring.rebind(memory)
+            self._ring.rebind(memory.native)
         except (ValueError, _native.RingError, _native.GuestFault) as error:
             raise RingBroken(str(error)) from error

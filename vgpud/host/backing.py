@@ -1,0 +1,159 @@
+"""Guest pages behind a resource: read, seen as pictures, exported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final, Protocol
+
+from vgpud import _native
+from vgpud.errors import GuestError
+from vgpud.host.dmabuf import CannotExport, Dmabuf, LazyDmabuf
+from vgpud.host.guest_memory import Snapshot
+from vgpud.host.udmabuf import Udmabuf
+from vgpuwire import Ctrl, Format, Rect
+
+SWIZZLE: Final = {
+    Format.B8G8R8A8_UNORM: 0,
+    Format.B8G8R8X8_UNORM: 0,
+    Format.A8R8G8B8_UNORM: 1,
+    Format.X8R8G8B8_UNORM: 1,
+    Format.R8G8B8A8_UNORM: 2,
+    Format.R8G8B8X8_UNORM: 2,
+    Format.A8B8G8R8_UNORM: 3,
+    Format.X8B8G8R8_UNORM: 3,
+}
+"""How the guest orders a pixel's bytes, as `_native.transfer` numbers it."""
+
+FOURCC: Final = tuple(
+    int.from_bytes(name, "little") for name in (b"XR24", b"BX24", b"XB24", b"RX24")
+)
+"""By the same number, the DRM format (<drm/drm_fourcc.h>), which names a little-endian word from
+its high bits on. Without alpha: a head has nothing behind it (row F15)."""
+
+
+class Layout(Protocol):
+    """`vgpud.device.pixels.Layout`."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+    @property
+    def stride(self) -> int: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def format(self) -> int: ...
+
+
+class Exporter:
+    """Where a store's dma-bufs come from, if from anywhere, and who hears why there is none."""
+
+    def __init__(self, udmabuf: Udmabuf | None, explain: Callable[[CannotExport], None]) -> None:
+        self.udmabuf = udmabuf
+        self.explain = explain
+
+
+class HostBacking:
+    """Guest pages behind a resource. They may be lost and come back with the memory table."""
+
+    __slots__ = ("__weakref__", "_dmabuf", "_entries", "_exporter", "_memory", "native", "size")
+
+    def __init__(self, memory: Snapshot, entries: bytes, exporter: Exporter) -> None:
+        self._entries = entries
+        self._exporter = exporter
+        self._memory = memory
+        self.native: _native.Backing | None = _native.Backing(memory.native, entries)
+        self.size = self.native.size
+        self._dmabuf = LazyDmabuf(exporter.explain)
+
+    @property
+    def lost(self) -> bool:
+        return self.native is None
+
+    def rebind(self, memory: Snapshot) -> None:
+        """Another memory table: the old mappings and the dma-buf are gone when this returns. An
+        export that runs in a thread holds descriptors only, and its result is closed at once."""
+        self.native = None  # first: nothing may hold the old mapping, whatever comes
+        self._memory = memory
+        with suppress(ValueError):  # lost until the table has the addresses again (row R09)
+            self.native = _native.Backing(memory.native, self._entries)
+        self._dmabuf.drop()
+
+    def require(self) -> _native.Backing:
+        """Raises GuestError(ERR_UNSPEC) where it is lost."""
+        if self.native is None:
+            raise GuestError(Ctrl.RESP_ERR_UNSPEC, "the backing's memory was unplugged")
+        return self.native
+
+    def read(self, offset: int, length: int) -> bytes:
+        """See `Backing.read`."""
+        try:
+            return self.require().read(offset, length)
+        except _native.GuestFault as error:
+            raise GuestError(Ctrl.RESP_ERR_UNSPEC, str(error)) from error
+
+    def picture(self, layout: Layout, size: int) -> HostPicture:
+        """See `Backing.picture`."""
+        return HostPicture(self, layout, size)
+
+    def dmabuf(self, size: int) -> Dmabuf | None:
+        """The first `size` bytes, whose number is the same at each call: a blob has one size."""
+        udmabuf = self._exporter.udmabuf
+        if udmabuf is None:
+            return None
+        return self._dmabuf.get(lambda: self._export(udmabuf, size))
+
+    def _export(self, udmabuf: Udmabuf, size: int) -> Dmabuf:
+        memory, native = self._memory, self.native
+        if native is None:
+            raise CannotExport("lost", "the backing's memory was unplugged")
+        runs = native.runs(size)
+        files = memory.files
+        del memory, native  # the kernel takes its time; no mapping is held meanwhile
+        return udmabuf.export(runs, files, size)
+
+
+class HostPicture:
+    """A frame buffer in guest pages; see `Picture`."""
+
+    __slots__ = ("_backing", "_offset", "_size", "_swizzle", "fourcc", "height", "stride", "width")
+
+    def __init__(self, backing: HostBacking, layout: Layout, size: int) -> None:
+        self._backing = backing
+        self._size = size
+        self._offset = layout.offset
+        self._swizzle = SWIZZLE[Format(layout.format)]
+        self.width, self.height, self.stride = layout.width, layout.height, layout.stride
+        self.fourcc = FOURCC[self._swizzle]
+
+    @property
+    def lost(self) -> bool:
+        return self._backing.lost
+
+    def rows(self, rect: Rect) -> list[memoryview]:
+        """See `Picture.rows`: one piece, a copy made by the guarded copy, because a send that
+        meets memory that vanished stops half way and QEMU waits for the rest for ever."""
+        out = bytearray(4 * rect.width * rect.height)
+        backing = self._backing.require()
+        try:
+            _native.copy_out(
+                backing,
+                self._offset,
+                self.stride,
+                rect.x,
+                rect.y,
+                rect.width,
+                rect.height,
+                self._swizzle,
+                out,
+            )
+        except (_native.GuestFault, ValueError) as error:
+            raise GuestError(Ctrl.RESP_ERR_UNSPEC, str(error)) from error
+        return [memoryview(out)]
+
+    def dmabuf(self) -> Dmabuf | None:
+        """See `Picture.dmabuf`: the whole blob, which all its pictures share. None where the
+        first pixel is not its first byte, since QEMU ignores an offset (decision 5)."""
+        return None if self._offset else self._backing.dmabuf(self._size)
