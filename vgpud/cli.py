@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Final, NoReturn
 
 from vgpud import __version__, log
-from vgpud.config import DEFAULT_HOSTMEM, Config
+from vgpud.config import DEFAULT_HOSTMEM, DEFAULT_UDMABUF, Config
 from vgpud.errors import HostError
 
 CAPABILITIES: Final = {"type": "gpu", "features": []}
@@ -36,9 +36,16 @@ def _parser() -> argparse.ArgumentParser:
         "--scanout",
         choices=("auto", "shm", "dmabuf"),
         default="auto",
-        help="how pictures reach QEMU: shm sends pixels; auto takes the best that works (shm)",
+        help="how pictures reach QEMU: dmabuf shares memory, shm sends pixels, auto is dmabuf "
+        "with --render-node, else shm",
     )
     parser.add_argument("--render-node", metavar="PATH", help="DRM node of QEMU's display")
+    parser.add_argument(
+        "--udmabuf",
+        default=DEFAULT_UDMABUF,
+        metavar="PATH|fd=N",
+        help="the udmabuf device, or one that the launcher opened",
+    )
     parser.add_argument("--virgl", action="store_true", help="refused: there is no 3D")
     parser.add_argument("--log-level", choices=log.LEVELS, default="info")
     parser.add_argument(
@@ -72,8 +79,6 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
         parser.exit(0)
     if options.virgl:
         parser.error("--virgl: vgpud has no 3D; start the VM without it (accel3d='no')")
-    if options.scanout == "dmabuf":
-        parser.error("--scanout=dmabuf is not in this version; use --scanout=shm or auto")
     if options.socket_path is None and options.fd is None and "LISTEN_FDS" not in os.environ:
         parser.error("one of --socket-path=PATH and --fd=N is needed")
     return Config(
@@ -81,6 +86,7 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
         fd=options.fd,
         scanout=options.scanout,
         render_node=options.render_node,
+        udmabuf=options.udmabuf,
         log_level=options.log_level,
         max_hostmem=options.max_hostmem,
     )

@@ -9,6 +9,9 @@ DEFAULT_HOSTMEM: Final = 256 << 20
 """Bytes, as QEMU's max_hostmem."""
 
 
+DEFAULT_UDMABUF: Final = "/dev/udmabuf"
+
+
 @dataclass(frozen=True, slots=True)
 class Config:
     """What the command line said.
@@ -21,6 +24,17 @@ class Config:
     fd: int | None = None
     scanout: str = "auto"
     render_node: str | None = None
+    udmabuf: str = DEFAULT_UDMABUF
+    """Its path, or "fd=N" for one that the launcher opened."""
     log_level: str = "info"
     max_hostmem: int = DEFAULT_HOSTMEM
     """Bytes of 2D resources that a guest may have; the sum stays below it."""
+
+    @property
+    def dmabuf(self) -> bool:
+        """Whether pictures go as dma-bufs. The protocol never says whether QEMU's display takes
+        them, so `auto` does so only if the launcher gave a render node: then the display has GL
+        (decision 3)."""
+        if self.scanout == "auto":
+            return self.render_node is not None
+        return self.scanout == "dmabuf"

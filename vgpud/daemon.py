@@ -15,6 +15,7 @@ import trio
 from vgpud import __version__, log
 from vgpud.config import Config
 from vgpud.errors import HostError, PeerError
+from vgpud.host.fd import OwnedFd
 from vgpud.session import Session
 from vgpud.tasks.notify import listen_fds, notify
 
@@ -25,6 +26,8 @@ class Daemon:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._session: Session | None = None
+        self._udmabuf = _udmabuf(config.udmabuf)
+        self._scanout = "dmabuf" if config.dmabuf else "shm"
 
     async def main(self) -> int:
         """Run until QEMU left (an inherited connection) or SIGTERM; returns the exit status.
@@ -35,7 +38,7 @@ class Daemon:
         async with trio.open_nursery() as nursery:
             await nursery.start(self._watch_signals, nursery.cancel_scope)
             async with _open(self._config) as (sock, listening):
-                log.info("ready", version=__version__, pid=os.getpid(), scanout="shm")
+                log.info("ready", version=__version__, pid=os.getpid(), scanout=self._scanout)
                 notify("READY=1", "STATUS=waiting for QEMU")
                 if listening:
                     await self._listen(sock)
@@ -62,7 +65,7 @@ class Daemon:
 
     async def _serve(self, sock: socket.socket) -> bool:
         """One connection; False where it ended by an error, which is logged."""
-        self._session = Session(sock, self._config)
+        self._session = Session(sock, self._config, self._udmabuf)
         notify("STATUS=serving QEMU")
         try:
             await self._session.run()
@@ -136,6 +139,23 @@ def _bind(path: str) -> socket.socket:
     except OSError as error:
         raise HostError(f"{path}: {error.strerror}; is the folder there and writable?") from error
     return sock
+
+
+def _udmabuf(option: str) -> OwnedFd | str:
+    """The device, or what a launcher opened of it: then the daemon needs no right to open it.
+
+    Raises HostError for a descriptor that is not open.
+    """
+    if not option.startswith("fd="):
+        return option
+    try:
+        fd = int(option.removeprefix("fd="))
+        os.set_inheritable(fd, False)
+        return OwnedFd(fd)
+    except ValueError:
+        raise HostError(f"--udmabuf={option}: no number") from None
+    except OSError as error:
+        raise HostError.of(error, f"--udmabuf={option}") from error
 
 
 def _raise_fd_limit() -> None:

@@ -16,6 +16,7 @@ from vgpud.errors import HostError, PeerError, RingBroken
 from vgpud.host.fd import EventFd, OwnedFd
 from vgpud.host.guest_memory import GuestMemory
 from vgpud.host.surfaces import HostPixelStore
+from vgpud.host.udmabuf import DEVICE, Udmabuf
 from vgpud.host.virtqueue import Virtqueue
 from vgpud.tasks.display import DisplayLink
 from vgpud.tasks.frontend import FrontendLink
@@ -32,13 +33,17 @@ Action = actions.Action[OwnedFd]
 class Session:
     """Everything of one connection; a reconnect makes a new one."""
 
-    def __init__(self, sock: socket.socket, config: Config) -> None:
+    def __init__(
+        self, sock: socket.socket, config: Config, udmabuf: OwnedFd | str = DEVICE
+    ) -> None:
         self.stats = Stats()
         self._sock = sock
         self._memory = GuestMemory()
-        self._store = HostPixelStore(self._memory.snapshot)
+        self._udmabuf = Udmabuf(udmabuf)
+        self._store = HostPixelStore(self._memory.snapshot, self._udmabuf, exportable=config.dmabuf)
         self._device = GpuDevice(self._store, config.max_hostmem)
-        self._display = DisplayLink(self.stats)
+        make_canvas = self._store.create_private if config.dmabuf else None
+        self._display = DisplayLink(self.stats, make_canvas)
         self._backend = VhostUserBackend(int(FEATURES))
         self._frontend = FrontendLink(sock, self._backend, self._perform)
         servers: tuple[Server, ...] = (
@@ -75,6 +80,7 @@ class Session:
         self._device.reset()
         self._memory.clear()
         self._store.set_memory(self._memory.snapshot)
+        self._udmabuf.close()
         self._sock.close()
 
     async def _perform(self, action: Action) -> int:
@@ -162,4 +168,5 @@ class Session:
         self._store.set_memory(self._memory.snapshot)
         for ring in self._rings:
             ring.rebind(self._memory.snapshot)
+        self._display.memory_changed()
         return 0

@@ -6,6 +6,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+from collections.abc import Sequence
 from typing import Final
 from weakref import WeakSet
 
@@ -99,6 +100,15 @@ class HostSurface:
         end = start + rect.height * self.stride
         return [self.pixels[at : at + row] for at in range(start, end, self.stride)]
 
+    def paint(self, rect: Rect, pieces: Sequence[memoryview]) -> None:
+        """Put the pixels of a picture's rows() into `rect`, which is inside."""
+        data = memoryview(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        row = rect.width * 4
+        start = rect.y * self.stride + rect.x * 4
+        for number in range(rect.height):
+            at = start + number * self.stride
+            self.pixels[at : at + row] = data[number * row : (number + 1) * row]
+
     def export(self) -> tuple[int, int] | None:
         """The memfd, borrowed, and its size in bytes; None where the memory is anonymous."""
         return None if self._file is None else (self._file.fileno(), len(self._memory))
@@ -148,10 +158,15 @@ class HostPixelStore:
         except (MemoryError, OSError) as error:
             raise GuestError(Ctrl.RESP_ERR_OUT_OF_MEMORY, str(error)) from error
 
-    def create_private(self, width: int, height: int) -> HostSurface:
+    def create_private(self, width: int, height: int) -> HostSurface | None:
         """A B8G8R8X8 surface of the display's own, for what cannot be scanned out where it is
-        (decision 5): exportable whatever its size. Raises OSError."""
-        return self._create(width, height, Format.B8G8R8X8_UNORM, self._exporter)
+        (decision 5): exportable whatever its size. None where there is no memory for it."""
+        try:
+            return self._create(width, height, Format.B8G8R8X8_UNORM, self._exporter)
+        except OSError as error:
+            number = error.errno or 0
+            self._explain(CannotExport("memfd", "a memfd for a scanout", number))
+            return None
 
     def _create(
         self, width: int, height: int, pixel_format: int, exporter: Exporter | None
