@@ -4,12 +4,15 @@ import contextlib
 import os
 import socket
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.qemu.binaries import Qemu
 from tests.qemu.cache import cache_dir, made
 from tests.qemu.process import Child
 from tests.support.png import Picture, parse_ppm
+from tests.support.qemu import VGPUD, backend
 from tests.support.qmp import Qmp, QmpError
 from tests.support.qtest import PATIENCE, GuestRam, PciDevice, Qtest, QtestError
 from tests.support.virtio_pci import VirtioPci
@@ -141,3 +144,42 @@ def vm(
                 stack.callback(ram.close)
                 running.attach(ram)
             yield running
+
+
+@dataclass(frozen=True)
+class Served:
+    """A machine whose GPU vgpud serves."""
+
+    vm: Vm
+    vgpud: Child
+
+    def alive(self) -> None:
+        """Both live, QEMU answers, and vgpud has had no bug."""
+        with self.vm.explained():
+            self.vm.qmp.execute("query-status")
+        assert self.vgpud.process.poll() is None, self.vm.logs()
+        assert "Traceback" not in self.vgpud.log(), self.vgpud.log()
+
+    def warnings(self) -> list[str]:
+        """The lines of vgpud's log that tell of something bad."""
+        lines = self.vgpud.log().splitlines()
+        return [line for line in lines if line.startswith(("level=warning", "level=error"))]
+
+
+@contextlib.contextmanager
+def served(
+    qemu: Qemu, *, backend_options: Sequence[str] = (), ends_well: bool = True, **options: Any
+) -> Iterator[Served]:
+    """A machine and the vgpud that serves it (`options` as for vm()). At the end QEMU quits, and
+    vgpud must then end by itself with code 0, unless the test ended one of them (`ends_well`)."""
+    with backend([*VGPUD, *backend_options]) as (child, gpu):
+        with vm(qemu, gpu, children=[child], **options) as running:
+            pair = Served(running, child)
+            yield pair
+            if ends_well:
+                pair.alive()
+                with running.explained():
+                    running.qmp.execute("quit")
+                    assert running.qemu.wait() == 0, running.logs()
+                    assert child.wait() == 0, running.logs()
+                assert "Traceback" not in child.log(), child.log()

@@ -12,6 +12,8 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Self
 
 PATIENCE = 5.0
 """Seconds for QEMU to answer: two busy cores are slow, a hang is not."""
@@ -166,7 +168,18 @@ class GuestRam:
                     found.append(path)
         if number >= len(found):
             raise QtestError(f"QEMU (process {pid}) has no memfd {number} called {name}")
-        file = os.open(found[number], os.O_RDWR | os.O_CLOEXEC)
+        self._open(found[number])
+
+    @classmethod
+    def of_file(cls, path: Path) -> Self:
+        """Guest memory that lies in a file."""
+        ram = cls.__new__(cls)
+        ram.base = 0
+        ram._open(str(path))
+        return ram
+
+    def _open(self, path: str) -> None:
+        file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
             self._map = mmap.mmap(file, 0)
         finally:

@@ -221,12 +221,23 @@ class VirtioPci:
                 index,
                 wanted or self._max_sizes[index],
                 rings + index * 0x1_0000,
-                self._notify + self._notify_offsets[index] * self._multiplier,
+                self._queue_notify(index),
             )
             self.queues.append(queue)
             vector = vectors[index] if index < len(vectors) else NO_VECTOR
             lines += self._queue_lines(queue, vector)
         self.qtest.commands([*lines, write(1, common + 0x14, 0xF)])
+
+    def start_with_ring(self, **parts: int) -> None:
+        """Start queue 0 alone with parts ("desc", "avail", "used") at these addresses."""
+        self.start(sizes=[0])
+        queue = Queue(self.ram, 0, self._max_sizes[0], 0x10_0000, self._queue_notify(0))
+        for part, address in parts.items():
+            setattr(queue, part, address)
+        self.queues = [queue]
+        lines = self._queue_lines(queue, NO_VECTOR)
+        common = self._common
+        self.qtest.commands([write(1, common + 0x14, 0xB), *lines, write(1, common + 0x14, 0xF)])
 
     def kick(self, queue: int = 0) -> None:
         """Notify the device of what was made available."""
@@ -241,6 +252,9 @@ class VirtioPci:
             lines.append(write(4, common + offset, address & 0xFFFF_FFFF))
             lines.append(write(4, common + offset + 4, address >> 32))
         return [*lines, write(2, common + 0x1C, 1)]
+
+    def _queue_notify(self, index: int) -> int:
+        return self._notify + self._notify_offsets[index] * self._multiplier
 
     def _ask(self, queue: int) -> None:
         if queue in self._max_sizes:
