@@ -186,9 +186,7 @@ class FakeFrontend:
                 continue
             await self.send(8, struct.pack("<II", n, ring.size))
             await self.send(10, struct.pack("<II", n, self.bases[n]))
-            await self.send(
-                9, struct.pack("<IIQQQQ", n, 0, ring.desc, ring.used, ring.avail, 0)
-            )
+            await self.send(9, struct.pack("<IIQQQQ", n, 0, ring.desc, ring.used, ring.avail, 0))
             await self._ring_fd(12, n, ring.kick)
             os.eventfd_write(ring.kick, 1)
         for n in range(2):
@@ -233,6 +231,4 @@ class FakeFrontend:
             await self.sync()
 
     async def _ring_fd(self, request: int, index: int, fd: int) -> None:
-        await self.command(
-            request, struct.pack("<Q", index), [fd], ack=self.version.acks_vring_fds
-        )
+        await self.command(request, struct.pack("<Q", index), [fd], ack=self.version.acks_vring_fds)

@@ -7,15 +7,21 @@ a guest sends and reads.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from tests.support.fake_pixels import PAGE, FakeGuest, FakePixelStore, FakeSurface, entries
+from tests.support.fake_pixels import (
+    PAGE,
+    FakeBacking,
+    FakeGuest,
+    FakePixelStore,
+    FakeSurface,
+    entries,
+)
 from vgpud.config import DEFAULT_HOSTMEM
 from vgpud.device.gpu import GpuDevice
 from vgpud.device.outcome import Ask, DisplayMessage, Outcome, Silence, Timeline
-from vgpud.device.resource import Resource
+from vgpud.device.resource import Blob, Image
 
 OK, OK_DISPLAY_INFO, OK_EDID, OK_UUID = 0x1100, 0x1101, 0x1104, 0x1105
 UNSPEC, NO_MEMORY, BAD_SCANOUT, BAD_RESOURCE, BAD_CONTEXT, BAD_PARAMETER = range(0x1200, 0x1206)
@@ -89,6 +95,35 @@ def assign_uuid(resource: int, **header: int) -> bytes:
     return command(0x010B, struct.pack("<II", resource, 0), **header)
 
 
+def create_blob(
+    resource: int, size: int = 4 * PAGE, pieces: bytes = b"", count: int | None = None, **rest: int
+) -> bytes:
+    """`rest`: mem, blob_flags, blob, and the header's fields."""
+    if count is None:
+        count = len(pieces) // 16
+    fields = (resource, rest.pop("mem", 1), rest.pop("blob_flags", 0), count, rest.pop("blob", 0))
+    return command(0x010C, struct.pack("<4IQQ", *fields, size) + pieces, **rest)
+
+
+def set_scanout_blob(
+    scanout: int,
+    resource: int,
+    box: Box = (0, 0, 64, 64),
+    size: tuple[int, int] = (64, 64),
+    pixel_format: int = BGRX,
+    stride: int = 256,
+    offset: int = 0,
+    *,
+    rest: bytes = bytes(24),
+    padding: int = 0,
+    **header: int,
+) -> bytes:
+    """`rest`: the strides and offsets of planes 1 to 3."""
+    body = struct.pack("<6I", *box, scanout, resource)
+    body += struct.pack("<5I", *size, pixel_format, padding, stride) + rest[:12]
+    return command(0x010D, body + struct.pack("<I", offset) + rest[12:], **header)
+
+
 def update_cursor(
     scanout: int,
     resource: int,
@@ -114,6 +149,8 @@ GOOD = {
     "RESOURCE_DETACH_BACKING": detach(1),
     "GET_EDID": get_edid(0),
     "RESOURCE_ASSIGN_UUID": assign_uuid(1),
+    "RESOURCE_CREATE_BLOB": create_blob(99, PAGE, entries((0, PAGE))),
+    "SET_SCANOUT_BLOB": set_scanout_blob(1, 4),
 }
 """A command of each kind that furnished() accepts, as short as it can be."""
 
@@ -151,7 +188,7 @@ class Driver:
         self.store = store or FakePixelStore(FakeGuest((0, 64 * PAGE)))
         self.device = GpuDevice(self.store, max_hostmem)
         if heads is not None:
-            self.device.known_scanouts = self.device.num_scanouts = heads
+            self.device.outputs.known = self.device.outputs.limit = heads
 
     @property
     def guest(self) -> FakeGuest:
@@ -187,20 +224,28 @@ class Driver:
         assert answer.body == b""
         assert snapshot(self.device) == before
 
-    def resource(self, number: int) -> Resource:
+    def resource(self, number: int) -> Image | Blob:
         resource = self.device.resources.get(number)
         assert resource is not None
         return resource
 
     def surface(self, number: int) -> FakeSurface:
-        surface = self.resource(number).surface
-        assert isinstance(surface, FakeSurface)
-        return surface
+        resource = self.resource(number)
+        assert isinstance(resource, Image)
+        assert isinstance(resource.surface, FakeSurface)
+        return resource.surface
+
+    def pieces(self, number: int) -> list[tuple[int, int]]:
+        """What the resource is backed with: (address, length)."""
+        backing = self.resource(number).backing
+        assert isinstance(backing, FakeBacking)
+        return backing.pieces
 
 
 def furnished(heads: int | None = 16) -> Driver:
     """A guest in the middle of its life: resource 1 is 64 x 64, backed and on heads 0 and 1,
-    resource 2 is 32 x 16 with no backing and nowhere shown; all features are acked."""
+    resource 2 is 32 x 16 with no backing and nowhere shown. Resource 4 is a blob of 64 x 64, backed
+    and, where there is one, on head 2; 5 is a blob with no backing. All features are acked."""
     driver = Driver(heads=heads)
     driver.device.set_features(0x1F)
     driver.guest.write(0, bytes(range(256)) * 64)
@@ -211,14 +256,18 @@ def furnished(heads: int | None = 16) -> Driver:
         create_2d(2, 32, 16),
         set_scanout(0, 1),
         set_scanout(1, 1, (16, 16, 32, 32)),
+        create_blob(4, 4 * PAGE, entries((8 * PAGE, 2 * PAGE), (4 * PAGE, 2 * PAGE))),
+        create_blob(5),
     )
+    if heads == 16:
+        driver.ok(set_scanout_blob(2, 4))
     driver.device.execute_cursor(update_cursor(0, 1, (5, 6), (1, 2)))
     return driver
 
 
-COUNTERS = {"guest_errors", "wrong_size"}
+COUNTERS = {"errors", "wrong_size"}
 """What may change on an error: it is for the operator, not for the guest."""
-OUTSIDE = {"_store", "fills", "known_scanouts", "num_scanouts"}
+OUTSIDE = {"_store", "fills", "known", "limit"}
 """The port itself, the fake's own notes, and what QEMU told about its heads."""
 
 
@@ -236,11 +285,7 @@ def snapshot(value: Any) -> Any:
             return frozenset(value)
         case tuple() | list():
             return tuple(snapshot(one) for one in value)
-    kind = type(value)
-    names: Iterable[str] = getattr(kind, "__slots__", None) or vars(value)
-    content = {
-        name: snapshot(getattr(value, name))
-        for name in sorted(names)
-        if name not in COUNTERS | OUTSIDE
-    }
-    return kind.__name__, content
+    names = {name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())}
+    names |= getattr(value, "__dict__", {}).keys()
+    content = {name: snapshot(getattr(value, name)) for name in sorted(names - COUNTERS - OUTSIDE)}
+    return type(value).__name__, content

@@ -6,7 +6,7 @@ import tracemalloc
 
 import pytest
 
-from tests.support.fake_pixels import PAGE, FakeBacking, FakeGuest, FakePixelStore, entries, entry
+from tests.support.fake_pixels import PAGE, FakeGuest, FakePixelStore, entries, entry
 from tests.unit.device.driver import (
     BAD_RESOURCE,
     NO_MEMORY,
@@ -28,12 +28,6 @@ ONE_PAGE = entries((0, PAGE))
 TOP = 1 << 64
 
 
-def pieces(driver: Driver, number: int) -> list[tuple[int, int]]:
-    backing = driver.resource(number).backing
-    assert isinstance(backing, FakeBacking)
-    return backing.pieces
-
-
 @pytest.mark.parametrize("number", [0, 3, U32])
 def test_A01_an_unknown_id_is_refused(number: int) -> None:
     furnished().refused(attach(number, ONE_PAGE), BAD_RESOURCE)
@@ -42,14 +36,14 @@ def test_A01_an_unknown_id_is_refused(number: int) -> None:
 def test_A02_a_second_backing_is_refused_and_the_first_stays() -> None:
     driver = furnished()
     driver.refused(attach(1, entries((8 * PAGE, PAGE))), UNSPEC)
-    assert pieces(driver, 1) == [(0, 4 * PAGE)]
+    assert driver.pieces(1) == [(0, 4 * PAGE)]
 
 
 def test_A03_sixteen_thousand_entries_are_fine() -> None:
     driver = furnished()
     driver.ok(attach(2, ONE_PAGE * 16384))
     assert driver.resource(2).backing is not None
-    assert len(pieces(driver, 2)) == 16384
+    assert len(driver.pieces(2)) == 16384
 
 
 def test_A03_the_entries_of_all_backings_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +88,7 @@ def test_A06_fewer_entries_than_claimed_are_refused(count: int, given: int) -> N
 def test_A06_more_entries_than_claimed_are_ignored() -> None:
     driver = furnished()
     driver.ok(attach(2, entries((PAGE, PAGE)) + entries((0, 0), (TOP - 1, 99)), 1))
-    assert pieces(driver, 2) == [(PAGE, PAGE)]
+    assert driver.pieces(2) == [(PAGE, PAGE)]
 
 
 def test_A07_no_entries_change_nothing_and_it_can_be_attached_later() -> None:
@@ -203,4 +197,4 @@ def test_A22_a_backing_whose_memory_has_gone_fails_until_it_is_back() -> None:
 def test_the_padding_of_an_entry_is_ignored() -> None:
     driver = furnished()
     assert driver.run(attach(2, entry(0, PAGE, padding=U32))).kind == OK
-    assert pieces(driver, 2) == [(0, PAGE)]
+    assert driver.pieces(2) == [(0, PAGE)]

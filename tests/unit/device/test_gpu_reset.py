@@ -53,7 +53,7 @@ def test_R01_pixels_pages_and_pointers_are_freed() -> None:
     driver = furnished()
     resource = driver.resource(1)
     assert resource.backing is not None
-    left: list[Any] = [weakref.ref(resource.surface), weakref.ref(resource.backing)]
+    left: list[Any] = [weakref.ref(driver.surface(1)), weakref.ref(resource.backing)]
     del resource
     driver.device.reset()
     gc.collect()
@@ -83,5 +83,5 @@ def test_a_reset_keeps_what_is_not_the_guest_s() -> None:
     driver = furnished(heads=2)
     driver.refused(unref(99), BAD_RESOURCE)
     driver.device.reset()
-    assert driver.device.num_scanouts == 2, "QEMU's heads"
+    assert driver.device.outputs.limit == 2, "QEMU's heads"
     assert driver.device.guest_errors == {BAD_RESOURCE: 1}, "the operator's counters"

@@ -1,5 +1,5 @@
-"""Tables C, U, N and the part of L, M, P that a device without blobs and renderer decides:
-resources come, go and have a UUID."""
+"""Tables C, U, N and the part of M, P that a device without a renderer decides: resources come, go
+and have a UUID. Blobs are in test_gpu_blob.py."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def test_U07_a_resource_that_goes_takes_its_pixels_and_pages_along() -> None:
     driver = furnished()
     resource = driver.resource(1)
     assert resource.backing is not None
-    left: list[Any] = [weakref.ref(resource.surface), weakref.ref(resource.backing)]
+    left: list[Any] = [weakref.ref(driver.surface(1)), weakref.ref(resource.backing)]
     del resource
     driver.ok(unref(1))
     gc.collect()
@@ -236,21 +236,6 @@ def test_a_resource_made_anew_under_an_old_id_has_a_new_uuid() -> None:
     old = driver.run(assign_uuid(2)).body
     driver.ok(unref(2), create_2d(2))
     assert driver.run(assign_uuid(2)).body != old
-
-
-def blob(number: int, **fields: int) -> bytes:
-    size, count = fields.get("size", PAGE), fields.get("count", 0)
-    body = struct.pack("<4IQQ", number, fields.get("mem", 1), 0, count, 0, size)
-    return command(0x010C, body + entries((0, PAGE)) * count)
-
-
-@pytest.mark.parametrize(
-    "request_",
-    [blob(9, count=1), blob(0), blob(1), blob(9, mem=99), blob(9, count=1)[:40], command(0x010C)],
-    ids=["good", "id 0", "taken", "memory 99", "cut", "header"],
-)
-def test_L01_a_blob_needs_the_feature_whatever_else_is_wrong(request_: bytes) -> None:
-    furnished().refused(request_, BAD_PARAMETER)
 
 
 @pytest.mark.parametrize("kind", [0x0208, 0x0209])

@@ -1,8 +1,6 @@
-"""Table S, and of B what a device without blobs decides: SET_SCANOUT."""
+"""Table S: SET_SCANOUT."""
 
 from __future__ import annotations
-
-import struct
 
 import pytest
 
@@ -17,7 +15,6 @@ from tests.unit.device.driver import (
     Answer,
     Box,
     Driver,
-    command,
     create_2d,
     flush,
     furnished,
@@ -155,13 +152,6 @@ def test_V04_a_head_beyond_what_qemu_can_allocate_is_accepted_and_blank() -> Non
     assert driver.ok(flush(1, wide)).display == ()
     assert shown(driver.ok(set_scanout(0, 2, (0, 0, MAX_SIDE, 16)))).surface is not None
     assert len(driver.ok(flush(2, (0, 0, 16, 16))).display) == 1
-
-
-@pytest.mark.parametrize("size", [0, 24, 72])
-def test_B01_a_blob_cannot_be_shown_without_the_feature(size: int) -> None:
-    furnished().refused(command(0x010D, bytes(size)), BAD_PARAMETER)
-    fields = struct.pack("<9I", 0, 0, 64, 64, 0, 1, 64, 64, 1)
-    furnished().refused(command(0x010D, fields + bytes(36)), BAD_PARAMETER)
 
 
 # -- heads that QEMU may not have: it is asked, the command has been done meanwhile

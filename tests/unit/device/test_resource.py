@@ -9,15 +9,15 @@ import pytest
 from tests.support.fake_pixels import FakePixelStore
 from vgpud.config import DEFAULT_HOSTMEM
 from vgpud.device import resource as module
-from vgpud.device.resource import Budget, Resource, ResourceTable
+from vgpud.device.resource import Blob, Budget, Image, ResourceTable
 from vgpud.errors import GuestError
 
 NO_MEMORY, BAD_RESOURCE = 0x1201, 0x1203
 U32 = (1 << 32) - 1
 
 
-def make(number: int, size: int = 16) -> Resource:
-    return Resource(number, FakePixelStore().create_surface(2, 2, 1), size)
+def make(number: int, size: int = 16) -> Image:
+    return Image(number, FakePixelStore().create_surface(2, 2, 1), size)
 
 
 @pytest.mark.parametrize(

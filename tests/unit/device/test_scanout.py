@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.support.fake_pixels import FakePixelStore
 from vgpud.config import DEFAULT_HOSTMEM
 from vgpud.device.outcome import CursorImage, ShowSurface
-from vgpud.device.resource import Budget, Resource, ResourceTable
+from vgpud.device.resource import Budget, Image, ResourceTable
 from vgpud.device.scanout import CURSOR_BYTES, NOTHING, Cursors, Scanouts
 from vgpud.errors import GuestError
 from vgpuwire import Ctrl, CtrlHdr, CursorPos, Rect, UpdateCursor
@@ -17,8 +17,8 @@ from vgpuwire import Ctrl, CtrlHdr, CursorPos, Rect, UpdateCursor
 WHOLE = Rect(0, 0, 32, 32)
 
 
-def resource(number: int) -> Resource:
-    return Resource(number, FakePixelStore().create_surface(32, 32, 1), 4096)
+def resource(number: int) -> Image:
+    return Image(number, FakePixelStore().create_surface(32, 32, 1), 4096)
 
 
 @settings(max_examples=60, deadline=None)
@@ -34,7 +34,7 @@ def test_heads_and_resources_always_agree(steps: list[tuple[str, int, int]]) -> 
     on: dict[int, int] = {}
     for step, head, number in steps:
         if step == "show":
-            messages = scanouts.show(head, resources[number], WHOLE)
+            messages = scanouts.show(head, resources[number], resources[number].surface, WHOLE)
             assert messages == (ShowSurface(head, resources[number].surface, WHOLE),)
             on[head] = number
         elif step == "disable":
@@ -53,10 +53,10 @@ def test_heads_and_resources_always_agree(steps: list[tuple[str, int, int]]) -> 
 
 def test_a_refused_rectangle_changes_nothing() -> None:
     scanouts, one, two = Scanouts(), resource(1), resource(2)
-    scanouts.show(0, one, WHOLE)
+    scanouts.show(0, one, one.surface, WHOLE)
     for rect in (Rect(0, 0, 15, 32), Rect(1, 0, 32, 32)):
         with pytest.raises(GuestError) as error:
-            scanouts.show(0, two, rect)
+            scanouts.show(0, two, two.surface, rect)
         assert error.value.code == Ctrl.RESP_ERR_INVALID_PARAMETER
     assert (one.scanouts, two.scanouts) == ({0}, set())
 
@@ -65,7 +65,7 @@ def test_pointers_are_forgotten_at_a_reset() -> None:
     table = ResourceTable(Budget(DEFAULT_HOSTMEM))
     surface = FakePixelStore().create_surface(64, 64, 1)
     surface.pixels[:] = b"\x11" * CURSOR_BYTES
-    table.add(Resource(5, surface, CURSOR_BYTES))
+    table.add(Image(5, surface, CURSOR_BYTES))
     cursors = Cursors()
 
     def pixels(number: int) -> bytes:

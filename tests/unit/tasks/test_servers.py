@@ -30,7 +30,7 @@ from tests.unit.device.driver import (
     update_cursor,
 )
 from vgpud.device.outcome import Ask, Damage, DisplayMessage, ShowSurface, Silence
-from vgpud.tasks.heads import Ticket
+from vgpud.tasks.outgoing import Ticket
 from vgpud.tasks.servers import ControlServer, CursorServer
 from vgpud.tasks.stats import Stats
 
@@ -273,14 +273,25 @@ def test_a_fenced_answer_waits_for_a_question_before_it() -> None:
     assert rig.names() == ["info", "create"]
 
 
-def test_an_answer_that_comes_after_the_stop_is_dropped() -> None:
+def test_D01_an_answer_that_comes_after_the_stop_is_for_the_next_question() -> None:
     rig = Rig()
     rig.serve("info", get_display_info())
     rig.control.stop()
-    before = snapshot(rig.driver.device)
-    rig.display.reply(bytes(408))
+    rig.display.reply(struct.pack("<24x6I", 0, 0, 1920, 1080, 1, 0).ljust(408, b"\0"))
     assert rig.names() == ["info"]
+    ask = rig.driver.ask(get_display_info())
+    assert rig.driver.answer(ask).body[:16] == struct.pack("<4I", 0, 0, 1920, 1080)
+
+
+def test_a_silence_that_comes_after_the_stop_is_nothing() -> None:
+    rig = Rig(heads=None)
+    rig.serve("show", set_scanout(1, 1))
+    rig.control.stop()
+    before = snapshot(rig.driver.device)
+    rig.display.reply(Silence.ABSENT)
+    assert rig.names() == ["show"]
     assert snapshot(rig.driver.device) == before
+    assert rig.driver.device.outputs.limit == 16
 
 
 def test_S01_what_a_head_shows_is_told_before_it_is_known_to_be_there() -> None:

@@ -51,8 +51,9 @@ def test_old_flush_times_are_forgotten_but_counted() -> None:
 def test_only_messages_with_pixels_are_updates() -> None:
     stats = Stats()
     for size in (0, 4096, 0, 16):
-        stats.sent(size)
-    assert (stats.updates, stats.pixel_bytes) == (2, 4112)
+        stats.sent(size, False)
+    stats.sent(0, True)
+    assert (stats.updates, stats.pixel_bytes, stats.dmabuf_updates) == (2, 4112, 1)
 
 
 def test_the_log_line_has_every_counter_and_times_in_milliseconds() -> None:
@@ -63,6 +64,7 @@ def test_the_log_line_has_every_counter_and_times_in_milliseconds() -> None:
         "updates": 0,
         "commands": 7,
         "pixel_bytes": 0,
+        "dmabuf_updates": 0,
         "late_flushes": 1,
         "unanswered": 2,
         "flush_p50_ms": "2.00",
