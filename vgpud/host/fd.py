@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import array
+import fcntl
 import os
+import socket
+import termios
 from contextlib import suppress
 from typing import Self
 
@@ -61,3 +65,13 @@ class EventFd(OwnedFd):
         """Take all that was signalled; nothing where nobody did."""
         with suppress(BlockingIOError):
             os.eventfd_read(self._fd)
+
+
+def unread(sock: socket.socket) -> bool:
+    """Whether the other end of a UNIX socket has not read everything (SIOCOUTQ); False once
+    either end is closed."""
+    if sock.fileno() < 0:
+        return False
+    waiting = array.array("i", [0])
+    fcntl.ioctl(sock, termios.TIOCOUTQ, waiting)
+    return waiting[0] > 0

@@ -24,6 +24,7 @@ from vgpud.device.outcome import (
     ShowSurface,
     Silence,
 )
+from vgpud.host.fd import unread
 from vgpud.tasks.deadlines import Deadlines
 from vgpud.tasks.gpu_socket import GpuSocket, OnReply
 from vgpud.tasks.heads import Head, MakeCanvas
@@ -32,6 +33,9 @@ from vgpud.tasks.stats import Stats
 
 FLUSH_DEADLINE: Final = 0.040
 """Seconds that a flush waits for the display at most: Linux gives up after 50 ms."""
+
+NUDGE: Final = 0.001
+"""Seconds between looks at whether QEMU has something to read, while it must not find nothing."""
 
 ASK_DEADLINE: Final = 1.0
 """Seconds that a question waits: Linux gives up after 5 s, and an early guess at the modes would
@@ -49,6 +53,7 @@ class DisplayLink:
         self._turns: deque[int] = deque()
         self._socket: GpuSocket | None = None
         self._idle: list[socket.socket] = []
+        self._superseded = trio.Event()
         self._arrived = trio.Event()
         self._deadlines = Deadlines()
 
@@ -120,6 +125,8 @@ class DisplayLink:
         self._abandon()
         self._socket = GpuSocket(sock, self._stats, self._next_message)
         self._arrived.set()
+        if any(map(unread, self._idle)):
+            self._superseded.set()
 
     def speak(self) -> None:
         """The rings' bases are known and no reset is due: show all that there is to show."""
@@ -140,6 +147,7 @@ class DisplayLink:
         """Serve whichever socket is attached, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._deadlines.run)
+            nursery.start_soon(self._keep_qemu_reading)
             while True:
                 await self._arrived.wait()
                 self._arrived = trio.Event()
@@ -154,6 +162,20 @@ class DisplayLink:
                     self._abandon()
 
     # -- inside
+
+    async def _keep_qemu_reading(self) -> None:
+        """A guest that rewrites its status with DRIVER_OK set makes QEMU bring a second socket but
+        leave its read handler on the first. If that has bytes which nobody will ever read, the
+        handler fires for ever and each time reads the second, blocking, with the big lock held:
+        QEMU hangs for good on an empty one (trap 6). So it is not left empty: a message that
+        QEMU ignores is in it whenever nothing else is."""
+        while True:
+            await self._superseded.wait()
+            while any(map(unread, self._idle)):
+                if self._socket is not None:
+                    self._socket.nudge()
+                await trio.sleep(NUDGE)
+            self._superseded = trio.Event()
 
     def _head(self, scanout_id: int) -> Head:
         head = self._heads.get(scanout_id)

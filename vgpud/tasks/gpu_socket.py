@@ -17,6 +17,7 @@ import trio
 
 from vgpud import log
 from vgpud.device.outcome import Silence
+from vgpud.host.fd import unread
 from vgpud.tasks.outgoing import Outgoing, Terms, small
 from vgpud.tasks.stats import Stats
 from vgpuwire import Framer, GpuProtocolFeature, GpuRequest, WireError, vhost_user_gpu
@@ -127,6 +128,13 @@ class GpuSocket:
         except OSError as error:  # EPIPE, ECONNRESET: QEMU closed it, as at every stop
             log.debug("display-gone", error=error)
             self.abandon()
+
+    def nudge(self) -> None:
+        """Leave QEMU something to read that it ignores, if there is nothing else."""
+        if not self.gone and self._out is None and not self._questions and not unread(self.sock):
+            features = self._features or GpuProtocolFeature(0)
+            self._questions.append(vhost_user_gpu.set_protocol_features(features))
+            self.pump()
 
     def abandon(self) -> None:
         """Nobody speaks on it or waits for it any more; run() ends. The socket stays open."""
