@@ -125,8 +125,6 @@ class DisplayLink:
         self._abandon()
         self._socket = GpuSocket(sock, self._stats, self._next_message)
         self._arrived.set()
-        if any(map(unread, self._idle)):
-            self._superseded.set()
 
     def speak(self) -> None:
         """The rings' bases are known and no reset is due: show all that there is to show."""
@@ -225,3 +223,5 @@ class DisplayLink:
         for idle in [idle for idle in self._idle if idle.fileno() in closed]:
             self._idle.remove(idle)
             idle.close()
+        if any(map(unread, self._idle)):
+            self._superseded.set()
