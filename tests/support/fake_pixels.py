@@ -166,7 +166,7 @@ class FakeBacking:
 
     def __init__(self, store: FakePixelStore, pieces: list[tuple[int, int]]) -> None:
         self._store = store
-        self._made: tuple[FakeGuest, FakeDmabuf] | None = None
+        self._made: tuple[int, FakeDmabuf] | None = None
         self.pieces = pieces
 
     @property
@@ -202,8 +202,8 @@ class FakeBacking:
         """One for all pictures, until the guest's memory is another."""
         if not self._store.exports or self.lost:
             return None
-        if self._made is None or self._made[0] is not self._store.guest:
-            self._made = (self._store.guest, FakeDmabuf(size, lambda: self.read(0, size)))
+        if self._made is None or self._made[0] != self._store.tables:
+            self._made = (self._store.tables, FakeDmabuf(size, lambda: self.read(0, size)))
             self._store.exported += 1
         return self._made[1]
 
@@ -276,16 +276,18 @@ class FakeSurface:
 class FakePixelStore:
     """Surfaces and backings of one FakeGuest. `refuse` makes surfaces fail, as a
     host without memory does; without `exports` nothing has a dma-buf, as without /dev/udmabuf.
-    `made` and `exported` count surfaces and the dma-bufs of guest memory."""
+    `made` and `exported` count surfaces and the dma-bufs of guest memory, `tables` the memory
+    tables that there were."""
 
     def __init__(self, guest: FakeGuest | None = None, exports: bool = False) -> None:
         self.guest = guest or FakeGuest((0, 16 * PAGE))
         self.refuse = False
         self.exports = exports
-        self.made = self.exported = 0
+        self.made = self.exported = self.tables = 0
 
     def set_memory(self, guest: FakeGuest) -> None:
         self.guest = guest
+        self.tables += 1
 
     def create_surface(self, width: int, height: int, pixel_format: int) -> FakeSurface:
         if self.refuse:

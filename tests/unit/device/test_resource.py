@@ -9,7 +9,7 @@ import pytest
 from tests.support.fake_pixels import FakePixelStore
 from vgpud.config import DEFAULT_HOSTMEM
 from vgpud.device import resource as module
-from vgpud.device.resource import Blob, Budget, Image, ResourceTable
+from vgpud.device.resource import Budget, Image, ResourceTable
 from vgpud.errors import GuestError
 
 NO_MEMORY, BAD_RESOURCE = 0x1201, 0x1203
