@@ -1,6 +1,6 @@
 """The tests in inner/ run in the lab. They are collected on this machine like any others (so that
-node ids, -k and -x work); when the first of them is due, one virtual machine is booted that runs all
-that were chosen, and each test's reports (outcome, traceback, captured output) are told out here.
+node ids, -k and -x work); when the first of them is due, one virtual machine is booted that runs
+all that were chosen, and each test's reports (outcome, traceback, output) are told out here.
 
 In the lab VGPUD_LAB is set, and this file leaves the tests alone. Set it to run them out here, on a
 machine that has the devices.

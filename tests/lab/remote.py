@@ -45,16 +45,16 @@ class RemoteRun:
         call = pytest.CallInfo.from_call(
             lambda: self._wait(item.nodeid), "call", reraise=(KeyboardInterrupt,)
         )
-        if call.excinfo is None:
-            return call.result
-        return [pytest.TestReport.from_item_and_call(item, call)]
+        if call.excinfo is not None:
+            return [pytest.TestReport.from_item_and_call(item, call)]
+        return self._arrived[item.nodeid]
 
     def close(self) -> None:
         """End the machine, if it is running."""
         if self._lab is not None:
             self._lab.close()
 
-    def _wait(self, nodeid: str) -> list[pytest.TestReport]:
+    def _wait(self, nodeid: str) -> None:
         try:
             while not self._complete(nodeid):
                 if self._over:
@@ -62,11 +62,9 @@ class RemoteRun:
                 self._step()
         except (CacheError, LabError) as error:
             pytest.fail(str(error), pytrace=False)
-        return self._arrived[nodeid]
 
     def _complete(self, nodeid: str) -> bool:
-        reports = self._arrived.get(nodeid)
-        return bool(reports) and reports[-1].when == "teardown"
+        return any(report.when == "teardown" for report in self._arrived.get(nodeid, []))
 
     def _step(self) -> None:
         """Boot it, or wait a moment and take the reports that have come."""
