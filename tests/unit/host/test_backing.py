@@ -102,7 +102,7 @@ def test_it_is_the_device_s_port(guest: Guest) -> None:
         (134, b"XB24"),
     ],
 )
-def test_F14_F15_rows_are_blue_green_red_and_the_fourcc_is_true(
+def test_F14_rows_are_blue_green_red_and_the_fourcc_is_true(
     guest: Guest, pixel_format: int, fourcc: bytes
 ) -> None:
     picture = frame(guest.store.resolve(pages(3, 1)), 100, pixel_format)
@@ -165,7 +165,7 @@ def test_a_blob_s_dmabuf_is_its_pages_in_their_order(guest: Guest) -> None:
     assert guest.kernel.calls == [[(fd, 5 * PAGE, 3 * PAGE), (fd, 0, PAGE), (fd, 9 * PAGE, PAGE)]]
 
 
-def test_L13_a_blob_s_tail_is_whole_to_its_page_and_no_further(guest: Guest) -> None:
+def test_a_blob_s_tail_is_whole_to_its_page_and_no_further(guest: Guest) -> None:
     dmabuf = frame(guest.store.resolve(pages(4, 5, 6, 7)), size=PAGE + 100).dmabuf()
     assert content(dmabuf) == guest.bytes[4 * PAGE : 6 * PAGE]
 
@@ -223,7 +223,7 @@ def test_each_reason_is_said_once(guest: Guest, caplog: pytest.LogCaptureFixture
     assert "Cannot allocate memory" in caplog.text
 
 
-def test_L16_memory_that_cannot_be_exported_is_still_shown(
+def test_memory_that_cannot_be_exported_is_still_shown(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with ExitStack() as stack:

@@ -123,6 +123,7 @@ def test_close_meanwhile_does_not_take_the_device_away(parameters: Path) -> None
         ([(0, 0, 9 * PAGE)], 9 * PAGE, "end-of-file", "guest memory ends at 0x8000, needed is 0x9"),
         ([(0, 8 * PAGE, PAGE)], PAGE, "end-of-file", "guest memory ends at 0x8000, needed is 0x9"),
         ([(0, 0, PAGE)], PAGE + 1, "short", "4096 bytes of guest memory, 8192 are to be shown"),
+        ([(0, 0, PAGE), (0, 0, 0)], PAGE, "short", "an empty piece of region 0"),
         ([], PAGE, "short", "0 bytes of guest memory, 4096 are to be shown"),
         ([], 0, "short", "0 bytes of guest memory, 0 are to be shown"),
         ([(0, 0, PAGE)] * 5, 5 * PAGE, "list-limit", "guest memory in 5 pieces, udmabuf takes 4"),
