@@ -13,15 +13,19 @@ struct runs {
 
 static bool runs_append(struct runs *runs, uint32_t region, uint64_t offset, uint64_t length)
 {
-	struct udmabuf_create_item *last = runs->items + runs->count - 1, *items = NULL;
-	size_t room = runs->room ? runs->room * 2 : 16;
+	if (runs->count) {
+		struct udmabuf_create_item *last = &runs->items[runs->count - 1];
 
-	// Segments that are apart for the guest may meet in a file.
-	if (runs->count && last->memfd == region && last->offset + last->size == offset) {
-		last->size += length;
-		return true;
+		// Segments that are apart for the guest may meet in a file.
+		if (last->memfd == region && last->offset + last->size == offset) {
+			last->size += length;
+			return true;
+		}
 	}
 	if (runs->count == runs->room) {
+		size_t room = runs->room ? runs->room * 2 : 16;
+		struct udmabuf_create_item *items = NULL;
+
 		if (room <= PY_SSIZE_T_MAX / sizeof(*items))
 			items = PyMem_Realloc(runs->items, room * sizeof(*items));
 		if (!items) {

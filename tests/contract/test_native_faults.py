@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -227,6 +228,10 @@ def one_round(ram, driver, base):
     entries = mem_entries([(GPA, 10), (GPA + 100, 10)] * 20)
     backing = _native.Backing(memory, entries)
     backing.rebind(memory).read(0, 400)
+    with pytest.raises(ValueError, match="no descriptor"):
+        _native.udmabuf_create(0, backing.runs(400), b"")
+    with pytest.raises(ValueError, match="not inside"):
+        _native.copy_out(backing, 400, 4, 0, 0, 1, 1, 0, bytearray(4))
     with pytest.raises(ValueError, match="entry 40"):
         _native.Backing(memory, entries + bytes(16))
     with pytest.raises(ValueError, match="not inside"):
@@ -270,6 +275,11 @@ def test_constructors_survive_failed_allocations(rig):
     region = made.memory.regions[0]
     backing = _native.Backing(made.memory, entries)
     driver = made.driver
+
+    def export():
+        with suppress(OSError):
+            _native.udmabuf_create(made.ram.memfd, bytes(240), bytes(4))
+
     calls = [
         lambda: _native.Region(made.ram.memfd, *made.ram.regions[0]),
         lambda: _native.GuestMemory([region]),
@@ -281,6 +291,8 @@ def test_constructors_survive_failed_allocations(rig):
             made.memory, 16, driver.desc, driver.avail, driver.used_addr, 0, False
         ),
         lambda: made.queue().pop(),
+        lambda: backing.runs(800),
+        export,
     ]
     for call in calls:
         for n in range(100):

@@ -19,7 +19,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from types import MappingProxyType
+from typing import Self, TypedDict, Unpack
 
 from tests.lab.image import CHECKOUT, foreign, lab_image
 from tests.qemu.binaries import Qemu, qemu
@@ -37,6 +38,19 @@ cd {checkout}
 
 class LabError(Exception):
     """The machine did not do its work; the text ends with its logs."""
+
+
+class LabOptions(TypedDict, total=False):
+    """What `Lab` takes beside the command."""
+
+    mounts: Mapping[Path | str, str]
+    modules: Sequence[str]
+    qemu_args: Sequence[str]
+    kernel_args: str
+    timeout: float
+    memory: str
+    smp: int
+    stream: Callable[[bytes], object]
 
 
 @dataclass(frozen=True)
@@ -101,7 +115,7 @@ class Lab:
         self,
         command: str | Sequence[str],
         *,
-        mounts: Mapping[Path | str, str] | None = None,
+        mounts: Mapping[Path | str, str] = MappingProxyType({}),
         modules: Sequence[str] = (),
         qemu_args: Sequence[str] = (),
         kernel_args: str = "",
@@ -124,7 +138,7 @@ class Lab:
             image = lab_image(folder / "checkout.img", modules)
             self._console = folder / "console"
             self.job = folder / "job"
-            shares = self._prepare_job(mounts or {})
+            shares = self._prepare_job(mounts)
             layers = [arg for pair in enumerate(image.layers) for arg in layer_args(*pair)]
             self._socket, theirs = (stack.enter_context(end) for end in socket.socketpair())
             argv = [
@@ -165,6 +179,11 @@ class Lab:
 
     def __exit__(self, *_: object) -> None:
         self._cleanup.close()
+
+    @property
+    def pid(self) -> int:
+        """QEMU's process id."""
+        return self._qemu.pid
 
     @property
     def output(self) -> str:
@@ -226,11 +245,10 @@ class Lab:
     def close(self) -> None:
         """End it now, whatever it does."""
         self._open = False
-        self._qemu.process.kill()
         self._cleanup.close()
 
 
-def lab(command: str | Sequence[str], **options: object) -> LabResult:
+def lab(command: str | Sequence[str], **options: Unpack[LabOptions]) -> LabResult:
     """Run a command in a lab of its own and wait for it; the options are those of `Lab`."""
-    with Lab(command, **options) as machine:  # type: ignore[arg-type]
+    with Lab(command, **options) as machine:
         return machine.wait()

@@ -104,9 +104,9 @@ def _classify(fd: int, file_system: int, block: int) -> RegionFile:
     if file_system == ANON_INODE_FS_MAGIC and _link(fd) == "anon_inode:[vfio-device]":
         obstacle = Obstacle("vfio", "device memory (VFIO) is not for udmabuf", "")
         return RegionFile("vfio", _keep(fd), page_size, obstacle)
-    if file_system not in FILE_SYSTEMS:
+    seals = _seals(fd)
+    if file_system not in FILE_SYSTEMS or seals is None:
         return _no_memory(fd, file_system, page_size)
-    seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
     # A file on a mounted tmpfs can have no seal but F_SEAL_SEAL, and always has that.
     if seals == fcntl.F_SEAL_SEAL and not _link(fd).startswith("/memfd:"):
         what = f"guest memory is a file on {FILE_SYSTEMS[file_system]}, which cannot be sealed"
@@ -127,6 +127,14 @@ def _no_memory(fd: int, file_system: int, page_size: int) -> RegionFile:
         return RegionFile("file", None, page_size, Obstacle("file", what, USE_MEMFD))
     what = f"guest memory is {link or 'a file'} (file system {file_system:#x})"
     return RegionFile("other", None, page_size, Obstacle("other", what, USE_MEMFD))
+
+
+def _seals(fd: int) -> int | None:
+    """None for what is no file on tmpfs or hugetlbfs, such as a device node: /dev is a tmpfs."""
+    try:
+        return fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError:
+        return None
 
 
 def _keep(fd: int) -> OwnedFd:

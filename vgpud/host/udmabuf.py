@@ -44,7 +44,8 @@ _REMEDIES: Final = {
     errno.ENOTTY: "it is another device",
     errno.EMFILE: "raise LimitNOFILE of the service",
     errno.ENFILE: "raise fs.file-max",
-    errno.ENOMEM: "the host has too little memory that can be pinned",
+    errno.ENOMEM: "the host has too little memory that can be pinned, or too few huge pages "
+    "(vm.nr_hugepages)",
     errno.ENOSPC: "the pool of huge pages is empty (vm.nr_hugepages)",
 }
 
@@ -155,6 +156,8 @@ def _check_runs(runs: bytes, files: Sequence[RegionFile], size: int) -> None:
         if offset % PAGE or length % PAGE:
             what = f"{length} bytes at {offset:#x} of region {region} are not whole pages"
             raise CannotExport("alignment", what)
+        if not length:
+            raise CannotExport("short", f"an empty piece of region {region}")
         total += length
         ends[region] = max(offset + length, ends.get(region, 0))
     for region, end in ends.items():

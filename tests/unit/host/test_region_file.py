@@ -1,0 +1,169 @@
+"""What is behind a region: every kind of file, and the words for why it cannot be exported."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.unit.host.memory import PAGE, SEALS, memfd
+from vgpud.errors import HostError
+from vgpud.host import region_file
+from vgpud.host.fd import EventFd, OwnedFd
+from vgpud.host.region_file import RegionFile, classify
+
+SHRINK, WRITE, FUTURE_WRITE = fcntl.F_SEAL_SHRINK, fcntl.F_SEAL_WRITE, 0x10
+SEALABLE = os.MFD_ALLOW_SEALING
+HUGE = 2 << 20
+
+
+def told(file: RegionFile) -> str:
+    """The operator's line, as CannotExport has it."""
+    return "" if file.obstacle is None else f"{file.obstacle.what}; {file.obstacle.remedy}"
+
+
+# -- memfds
+
+
+@pytest.mark.parametrize("seals", [SHRINK, SEALS, SHRINK | fcntl.F_SEAL_GROW])
+def test_a_sealed_memfd_can_be_exported(seals: int) -> None:
+    with memfd(PAGE, seals) as fd:
+        file = classify(fd)
+        assert (file.kind, file.obstacle, file.page_size) == ("memfd", None, PAGE)
+        assert file.fileno() not in (-1, fd.fileno()), "borrowed, so what is kept is its own"
+        assert os.path.sameopenfile(file.fileno(), fd.fileno())
+        assert not os.get_inheritable(file.fileno())
+
+
+@pytest.mark.parametrize(
+    ("seals", "flags"),
+    [
+        pytest.param(0, 0, id="seal=off"),
+        pytest.param(0, SEALABLE, id="not sealed yet"),
+        pytest.param(fcntl.F_SEAL_GROW, SEALABLE, id="sealed against growing only"),
+        pytest.param(fcntl.F_SEAL_SEAL, SEALABLE, id="sealed against seals only"),
+    ],
+)
+def test_a_memfd_that_may_shrink_says_seal_off(seals: int, flags: int) -> None:
+    with memfd(PAGE, seals, flags) as fd:
+        file = classify(fd)
+    assert (file.kind, file.fileno()) == ("memfd", -1), "no descriptor that nobody needs"
+    assert told(file) == "memory-backend-memfd has seal=off; leave it at seal=on"
+
+
+@pytest.mark.parametrize("seal", [WRITE, FUTURE_WRITE])
+def test_a_memfd_sealed_against_writing_says_so(seal: int) -> None:
+    with memfd(PAGE, SHRINK | seal) as fd:
+        file = classify(fd)
+    assert (file.kind, file.fileno()) == ("memfd", -1)
+    assert told(file).startswith("the memfd is sealed against writing; use -object memory-backend-")
+
+
+def test_a_memfd_of_huge_pages(huge_page: None) -> None:
+    with memfd(HUGE, flags=SEALABLE | os.MFD_HUGETLB) as fd:
+        file = classify(fd)
+        assert (file.kind, file.obstacle, file.page_size) == ("memfd", None, HUGE)
+    with memfd(HUGE, 0, SEALABLE | os.MFD_HUGETLB) as fd:
+        assert "seal=off" in told(classify(fd))
+
+
+def test_a_name_that_looks_like_a_memfd_is_none(tmp_path: Path) -> None:
+    """A file's name is the front-end's to choose; what decides is the file system."""
+    path = tmp_path / "memfd:ram"
+    path.write_bytes(bytes(PAGE))
+    with OwnedFd(os.open(path, os.O_RDWR)) as fd:
+        assert classify(fd).kind == "file"
+
+
+# -- other files
+
+
+def test_a_file_on_tmpfs() -> None:
+    """memory-backend-file and -shm on /dev/shm: shmem, but with F_SEAL_SEAL for ever."""
+    with tempfile.TemporaryFile(dir="/dev/shm") as made:
+        file = classify(OwnedFd(os.dup(made.fileno())))
+    assert (file.kind, file.fileno()) == ("file", -1)
+    assert told(file) == (
+        "guest memory is a file on tmpfs, which cannot be sealed; "
+        "use -object memory-backend-memfd,share=on"
+    )
+
+
+def test_a_file_on_a_disk() -> None:
+    with tempfile.TemporaryFile(dir=Path.home()) as made:
+        file = classify(OwnedFd(os.dup(made.fileno())))
+    assert (file.kind, file.fileno()) == ("file", -1)
+    assert "use -object memory-backend-memfd,share=on" in told(file)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: os.open("/dev/zero", os.O_RDWR), "/dev/zero"),
+        (lambda: os.eventfd(0), "anon_inode:[eventfd]"),
+        (lambda: socket.socket().detach(), "socket:"),
+        (lambda: os.open("/proc/self/maps", os.O_RDONLY), ""),
+        (lambda: os.open("/dev/shm", os.O_RDONLY), "/dev/shm"),
+    ],
+)
+def test_what_else_a_front_end_might_send(make: Callable[[], int], name: str) -> None:
+    with OwnedFd(make()) as fd:
+        file = classify(fd)
+    assert file.kind in ("other", "file")
+    assert file.fileno() == -1
+    assert name in told(file)
+
+
+@pytest.mark.parametrize(
+    ("file_system", "kind"),
+    [(region_file.DMA_BUF_MAGIC, "dma-buf"), (0x474D454D, "other")],
+)
+def test_what_this_machine_has_no_file_of(file_system: int, kind: str) -> None:
+    """A dma-buf and a guest_memfd, by their file systems; real ones are in the lab."""
+    with EventFd(os.eventfd(0)) as fd:
+        file = region_file._classify(fd.fileno(), file_system, PAGE)
+        assert file.kind == kind
+        assert file.obstacle is not None
+        assert (file.fileno() >= 0) == (kind == "dma-buf")
+
+
+# -- identity and lifetime
+
+
+def test_one_descriptor_a_memfd_however_often_it_comes() -> None:
+    with memfd(4 * PAGE) as one, memfd(4 * PAGE) as two:
+        first = classify(one)
+        with OwnedFd(os.open(f"/proc/self/fd/{one.fileno()}", os.O_RDWR)) as again:
+            assert classify(again, [first]) is first
+        other = classify(two, [first])
+        assert other is not first
+        assert classify(two, iter([first, other])) is other
+
+
+def test_anonymous_inodes_are_never_the_same() -> None:
+    """All VFIO devices share one inode."""
+    with EventFd(os.eventfd(0)) as one, EventFd(os.eventfd(0)) as two:
+        known = classify(one)
+        assert known.identity is None
+        assert classify(two, [known]) is not known
+
+
+def test_the_descriptor_goes_with_the_last_reference() -> None:
+    with memfd(PAGE) as fd:
+        file = classify(fd)
+        kept = file.fileno()
+        del file
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(kept)
+
+
+def test_a_closed_descriptor_is_an_error() -> None:
+    with memfd(PAGE) as fd:
+        pass
+    with pytest.raises((HostError, ValueError)):
+        classify(fd)
