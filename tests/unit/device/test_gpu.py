@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from tests.support.fake_pixels import PAGE, FakeBacking, entries
+from tests.support.fake_pixels import PAGE, FakeBacking, FakePicture, entries
 from tests.unit.device.driver import (
     FORMATS,
     GOOD,
     OK,
     U32,
+    Box,
     Driver,
     assign_uuid,
     attach,
     command,
     create_2d,
+    create_blob,
     detach,
     flush,
     furnished,
     set_scanout,
+    set_scanout_blob,
     snapshot,
     transfer,
     unref,
@@ -31,6 +35,7 @@ from tests.unit.device.driver import (
 )
 from vgpud.device.gpu import FEATURES
 from vgpud.device.outcome import Ask, CursorImage, CursorMove, Damage, Outcome, ShowSurface, Silence
+from vgpud.device.resource import Blob, Image
 
 SIZES = {
     0x1100: 24,
@@ -115,8 +120,40 @@ word = st.sampled_from([0, 1, 2, 3, 4, 16, 32, 64, 67, 80, U32]) | st.integers(0
 any_body = st.lists(word, max_size=24).map(lambda words: struct.pack(f"<{len(words)}I", *words))
 
 
-@settings(max_examples=80, deadline=None)
-@given(request_=st.builds(bytes.__add__, any_header, any_body) | st.binary(max_size=128))
+page = st.sampled_from([(0, PAGE), (8 * PAGE, PAGE), (1 << 40, PAGE), (0, 0)]) | st.tuples(
+    st.integers(0, 70 * PAGE), st.integers(0, 3 * PAGE)
+)
+some_u64 = st.sampled_from([0, 1, PAGE - 1, PAGE, PAGE + 1, 1 << 63, (1 << 64) - 1])
+blob_command = st.builds(
+    create_blob,
+    st.sampled_from([0, 1, 2, 3, 4, 5, 9, U32]),
+    some_u64,
+    st.lists(page, max_size=4).map(lambda pages: entries(*pages)),
+    st.none() | word,
+    mem=st.sampled_from([1, 1, 1, 0, 2, 3, U32]),
+    blob_flags=word,
+    blob=some_u64,
+    flags=st.integers(0, 3),
+)
+coordinate = st.sampled_from([0, 0, 1, 15, 16, 32, 63, 64, 65, 1 << 24, U32])
+box_of = st.tuples(coordinate, coordinate, coordinate, coordinate)
+show_command = st.builds(
+    set_scanout_blob,
+    st.sampled_from([0, 1, 15, 16, U32]),
+    st.sampled_from([0, 1, 3, 4, 4, 4, 5, U32]),
+    st.just((0, 0, 64, 64)) | st.just((5, 7, 32, 48)) | box_of,
+    st.just((64, 64)) | st.tuples(coordinate, coordinate),
+    st.sampled_from([1, 3, 68, 134, 0, U32]),
+    st.sampled_from([256, 256, 255, 257, 1 << 31, U32]),
+    st.sampled_from([0, 0, 0, 4, 256, 4 * PAGE, U32]),
+    rest=st.binary(min_size=24, max_size=24),
+    padding=word,
+)
+any_request = st.builds(bytes.__add__, any_header, any_body) | st.binary(max_size=128)
+
+
+@settings(max_examples=100, deadline=None)
+@given(request_=any_request | blob_command | show_command)
 def test_random_bytes_never_raise_and_errors_change_nothing(request_: bytes) -> None:
     driver = furnished()
     check(driver, request_)
@@ -134,6 +171,10 @@ likely = st.tuples(
     st.sampled_from([16, 16, 32]),
     st.sampled_from([16, 16, 32]),
 )
+
+
+def picture_of(resource: Image | Blob) -> object:
+    return resource.surface if isinstance(resource, Image) else resource.backing
 
 
 class AnyGuest(RuleBasedStateMachine):
@@ -160,6 +201,9 @@ class AnyGuest(RuleBasedStateMachine):
                 assert isinstance(message, Damage)
                 shown = self.told[message.scanout_id]
                 assert shown.surface is not None, "damage to a head that is off"
+                assert len(b"".join(shown.surface.rows(message.rect))) == (
+                    4 * message.rect.width * message.rect.height
+                )
                 rect = message.rect
                 assert rect.width > 0
                 assert rect.height > 0
@@ -174,6 +218,29 @@ class AnyGuest(RuleBasedStateMachine):
     @rule(number=ids)
     def create(self, number: int) -> None:
         self.send(create_2d(number, 32, 32))
+
+    @rule(
+        number=ids,
+        size=st.sampled_from([0, 100, PAGE, PAGE, 2 * PAGE, 1 << 63]),
+        pages=st.lists(st.integers(0, 65), max_size=3),
+        mem=st.sampled_from([1, 1, 1, 1, 1, 2, 3, 0]),
+    )
+    def create_blob(self, number: int, size: int, pages: list[int], mem: int) -> None:
+        pieces = entries(*((page * PAGE, PAGE) for page in pages))
+        self.send(create_blob(number, size, pieces, mem=mem))
+
+    @rule(
+        head=heads,
+        number=ids,
+        box=likely | boxes,
+        side=st.tuples(edge, edge) | st.just((32, 32)),
+        stride=st.sampled_from([128, 128, 0, 64, 127, 4096, 1 << 31]),
+        offset=st.sampled_from([0, 0, 4, 128, 3072, U32]),
+        pixel_format=st.sampled_from([2, 2, 67, 5]),
+    )
+    def set_scanout_blob(self, head: int, number: int, box: Box, **layout: Any) -> None:
+        side = layout.pop("side")
+        self.send(set_scanout_blob(head, number, box, side, **layout))
 
     @rule(number=ids)
     def unref(self, number: int) -> None:
@@ -218,14 +285,25 @@ class AnyGuest(RuleBasedStateMachine):
         device = self.driver.device
         resources = list(device.resources)
         assert device.resources.budget.used == sum(
-            one.surface.width * one.surface.height * 4 for one in resources
+            one.surface.width * one.surface.height * 4
+            for one in resources
+            if isinstance(one, Image)
         )
         assert device.resources.budget.used < device.resources.budget.limit
         assert device.resources.entries == sum(
             len(one.backing.pieces) for one in resources if isinstance(one.backing, FakeBacking)
         )
-        shown = {head: one.surface for one in resources for head in one.scanouts}
-        told = {head: m.surface for head, m in self.told.items() if m.surface is not None}
+        for one in resources:
+            backed = one.backing is not None
+            assert one.entries == (len(self.driver.pieces(one.resource_id)) if backed else 0)
+            if isinstance(one, Blob):
+                assert one.backing is None or one.backing.size >= one.size
+                assert backed or not one.scanouts, "a blob without pages is shown"
+        shown = {head: picture_of(one) for one in resources for head in one.scanouts}
+        on = {head: m.surface for head, m in self.told.items() if m.surface is not None}
+        told = {
+            head: one._backing if isinstance(one, FakePicture) else one for head, one in on.items()
+        }
         assert shown == told
 
 

@@ -14,6 +14,7 @@ from tests.unit.device.driver import (
     Driver,
     attach,
     create_2d,
+    create_blob,
     furnished,
     move_cursor,
     snapshot,
@@ -24,6 +25,7 @@ from tests.unit.device.driver import (
 from vgpud.device.outcome import CursorImage, CursorMove, DisplayMessage
 
 IMAGE = bytes(range(256)) * 64
+OLD = b"\x33" * 16384
 
 
 def with_pointer(pixel_format: int = 1) -> Driver:
@@ -105,6 +107,46 @@ def test_K05_another_size_keeps_the_old_image_but_not_the_old_hot_spot(
     message = driver.device.execute_cursor(update_cursor(0, 2, (5, 6), (7, 8)))
     assert message == CursorImage(0, 5, 6, 7, 8, IMAGE)
     assert driver.device.cursors.wrong_size == 1
+
+
+BLOBS = {
+    "K07 exactly 16,384 bytes": (create_blob(2, 16384, entries((0, 16384))), IMAGE),
+    "K07 more": (create_blob(2, 16385, entries((PAGE, 7), (0, 16384))), (IMAGE * 2)[PAGE:][:7]),
+    "K07 in pieces": (create_blob(2, 16384, entries((8192, 8192), (0, 8192))), IMAGE[8192:]),
+    "K08 no backing": (create_blob(2, 16384), None),
+    "K08 no backing, 2**63 bytes": (create_blob(2, 1 << 63), None),
+    "K09 16,383 bytes": (create_blob(2, 16383, entries((0, 16384))), None),
+    "K09 no bytes": (create_blob(2, 0, entries((0, 16384))), None),
+}
+
+
+@pytest.mark.parametrize("name", BLOBS)
+def test_K07_K08_K09_a_blob_is_a_pointer_by_its_first_16384_bytes(name: str) -> None:
+    request, start = BLOBS[name]
+    driver = with_pointer()
+    driver.surface(1).pixels[:] = OLD
+    driver.device.set_features(1 << 3)
+    driver.device.execute_cursor(update_cursor(0, 1))
+    driver.ok(request)
+    message = image(driver.device.execute_cursor(update_cursor(0, 2, (5, 6), (7, 8))))
+    if start is None:
+        assert message == CursorImage(0, 5, 6, 7, 8, OLD)
+        assert driver.device.cursors.wrong_size == 1
+    else:
+        assert message == CursorImage(0, 5, 6, 7, 8, (start + IMAGE)[:16384])
+
+
+@pytest.mark.parametrize("gone", ["unplugged", "vanished"])
+def test_K08_a_blob_whose_memory_has_gone_keeps_the_old_image(gone: str) -> None:
+    driver = with_pointer()
+    driver.device.set_features(1 << 3)
+    driver.ok(create_blob(2, 16384, entries((0, 16384))))
+    driver.device.execute_cursor(update_cursor(0, 1))
+    if gone == "unplugged":
+        driver.guest.unplug(0)
+    else:
+        driver.guest.vanish(0)
+    assert driver.device.execute_cursor(update_cursor(0, 2)) == CursorImage(0, 0, 0, 0, 0, IMAGE)
 
 
 @pytest.mark.parametrize("number", [9, U32])
