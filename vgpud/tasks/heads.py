@@ -53,6 +53,13 @@ class _Source(NamedTuple):
     canvas: Canvas | None
     dmabuf: Dmabuf
 
+    @property
+    def layout(self) -> tuple[object, ...]:
+        """What QEMU is told of it. A guest may show one blob in several ways, all of which have
+        the same dma-buf."""
+        shown = self.shown
+        return (self.dmabuf, shown.width, shown.height, shown.stride, shown.fourcc)
+
 
 class _Way(Enum):
     """How QEMU was last told of a head."""
@@ -121,6 +128,8 @@ class Head:
         self._forget_source()
         if self._way is _Way.PIXELS:
             self._way, self._told = _Way.NEVER, _OFF
+        elif self._way is _Way.BUFFER:
+            self._told = _UNSURE  # and the guest's dma-buf is closed
 
     def memory_changed(self) -> None:
         """The memory table is another: dma-bufs of the old one are dropped, and a picture whose
@@ -177,7 +186,6 @@ class Head:
         size = (self._rect.width, self._rect.height)
         scanout = b""
         if self._way is not _Way.PIXELS or self._told != size:
-            self._way, self._told = _Way.PIXELS, size
             scanout = vhost_user_gpu.scanout(self._id, *size)
             if not self._damage:
                 self._damage.append((self._whole(), []))
@@ -190,9 +198,10 @@ class Head:
             update = self._update(picture, scanout, tile, [])
             rest = Rect(rect.x, rect.y + rows, rect.width, rect.height - rows)
             self._damage[0] = (rest, tickets)
-            return update
-        update = self._update(picture, scanout, rect, tickets)
-        self._damage.popleft()
+        else:
+            update = self._update(picture, scanout, rect, tickets)
+            self._damage.popleft()
+        self._way, self._told = _Way.PIXELS, size
         return update
 
     def _update(
@@ -208,8 +217,8 @@ class Head:
     def _next_buffer(self, picture: Picture, source: _Source, terms: Terms) -> Outgoing | None:
         """DMABUF_SCANOUT where QEMU has another buffer, then DMABUF_UPDATE, one at a time; what
         is damaged meanwhile is merged."""
-        if self._way is not _Way.BUFFER or self._told is not source.dmabuf:
-            self._way, self._told = _Way.BUFFER, source.dmabuf
+        if self._way is not _Way.BUFFER or self._told != source.layout:
+            self._way, self._told = _Way.BUFFER, source.layout
             if not self._damage:
                 self._damage.append((self._whole(), []))
             return self._dmabuf_scanout(source, terms)
@@ -248,7 +257,8 @@ class Head:
     def _make_source(self, picture: Picture) -> _Source | None:
         if self._rect == Rect(0, 0, picture.width, picture.height):
             dmabuf = picture.dmabuf()
-            if dmabuf is not None:
+            # A last row shorter than the stride is legal (B09), but GPUs want all of it.
+            if dmabuf is not None and picture.stride * picture.height <= dmabuf.size:
                 return _Source(picture, None, dmabuf)
         assert self._make_canvas is not None
         canvas = self._make_canvas(self._rect.width, self._rect.height)
