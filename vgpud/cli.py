@@ -46,6 +46,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATH|fd=N",
         help="the udmabuf device, or one that the launcher opened",
     )
+    parser.add_argument(
+        "--outputs",
+        type=_outputs,
+        default=(),
+        metavar="WxH[,WxH...]",
+        help="the heads where QEMU has no display of its own (vhost-user-test-device)",
+    )
     parser.add_argument("--virgl", action="store_true", help="refused: there is no 3D")
     parser.add_argument("--log-level", choices=log.LEVELS, default="info")
     parser.add_argument(
@@ -70,6 +77,19 @@ def _bytes(text: str) -> int:
     return int(digits) << shift
 
 
+def _outputs(text: str) -> tuple[tuple[int, int], ...]:
+    """Sizes of 1 to 16 heads, each side 64 to 16384 pixels."""
+    heads = []
+    for part in text.split(","):
+        sides = part.split("x")
+        if len(sides) != 2 or not all(s.isdecimal() and 64 <= int(s) <= 16384 for s in sides):
+            raise argparse.ArgumentTypeError(f"{part!r} is no size: use e.g. 1920x1080")
+        heads.append((int(sides[0]), int(sides[1])))
+    if len(heads) > 16:
+        raise argparse.ArgumentTypeError(f"{len(heads)} heads; at most 16")
+    return tuple(heads)
+
+
 def parse(arguments: Sequence[str] | None = None) -> Config:
     """The configuration; exits with status 2 and one line for what cannot be understood."""
     parser = _parser()
@@ -87,6 +107,7 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
         scanout=options.scanout,
         render_node=options.render_node,
         udmabuf=options.udmabuf,
+        outputs=options.outputs,
         log_level=options.log_level,
         max_hostmem=options.max_hostmem,
     )

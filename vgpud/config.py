@@ -26,6 +26,9 @@ class Config:
     render_node: str | None = None
     udmabuf: str = DEFAULT_UDMABUF
     """Its path, or "fd=N" for one that the launcher opened."""
+    outputs: tuple[tuple[int, int], ...] = ()
+    """(width, height) in pixels of each head, where QEMU has no display of its own; empty: one of
+    the usual size."""
     log_level: str = "info"
     max_hostmem: int = DEFAULT_HOSTMEM
     """Bytes of 2D resources that a guest may have; the sum stays below it."""

@@ -12,6 +12,7 @@ from vgpud.backend import actions
 from vgpud.backend.state import VhostUserBackend
 from vgpud.config import Config
 from vgpud.device.gpu import FEATURES, GpuDevice
+from vgpud.device.outputs import DEFAULT_SIZES
 from vgpud.errors import HostError, PeerError, RingBroken
 from vgpud.host.fd import EventFd, OwnedFd
 from vgpud.host.guest_memory import GuestMemory
@@ -41,10 +42,11 @@ class Session:
         self._memory = GuestMemory()
         self._udmabuf = Udmabuf(udmabuf)
         self._store = HostPixelStore(self._memory.snapshot, self._udmabuf, exportable=config.dmabuf)
-        self._device = GpuDevice(self._store, config.max_hostmem)
+        sizes = config.outputs or DEFAULT_SIZES
+        self._device = GpuDevice(self._store, config.max_hostmem, sizes)
         make_canvas = self._store.create_private if config.dmabuf else None
         self._display = DisplayLink(self.stats, make_canvas)
-        self._backend = VhostUserBackend(int(FEATURES))
+        self._backend = VhostUserBackend(int(FEATURES), num_scanouts=len(sizes))
         self._frontend = FrontendLink(sock, self._backend, self._perform)
         servers: tuple[Server, ...] = (
             ControlServer(self._device, self._display),

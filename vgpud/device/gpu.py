@@ -14,7 +14,7 @@ from vgpud.device.blob import layout_of
 from vgpud.device.envelope import NO_HDR, Envelope, entries_of
 from vgpud.device.geometry import fits
 from vgpud.device.outcome import Ask, DisplayMessage, Outcome, Silence
-from vgpud.device.outputs import Outputs
+from vgpud.device.outputs import DEFAULT_SIZES, Outputs, Sizes
 from vgpud.device.pixels import FORMATS, Backing, PixelStore
 from vgpud.device.resource import Blob, Budget, Image, ResourceTable
 from vgpud.device.scanout import Cursors, Scanouts
@@ -50,15 +50,16 @@ _Handler = Callable[["GpuDevice", Any, bytes], Outcome | Ask]
 
 class GpuDevice:
     """Resources, scanouts, pointers and fences of one guest. `store` makes surfaces and resolves
-    backings; 2D resources take less than `max_hostmem` bytes of it."""
+    backings; 2D resources take less than `max_hostmem` bytes of it. `sizes` are those of the heads
+    where QEMU has none of its own."""
 
-    def __init__(self, store: PixelStore, max_hostmem: int) -> None:
+    def __init__(self, store: PixelStore, max_hostmem: int, sizes: Sizes = DEFAULT_SIZES) -> None:
         self._store = store
         self._envelope = Envelope()
         self.resources = ResourceTable(Budget(max_hostmem))
         self.scanouts = Scanouts()
         self.cursors = Cursors()
-        self.outputs = Outputs(self._envelope)
+        self.outputs = Outputs(self._envelope, sizes)
 
     @property
     def features(self) -> int:

@@ -72,6 +72,7 @@ class Silence(Enum):
 
     LATE = "it did not come in time, or there is nobody to ask"
     ABSENT = "QEMU answered what was asked later: it has no such head"
+    NOBODY = "this QEMU has no display of its own: the heads are ours"
 
 
 class Outcome(NamedTuple):

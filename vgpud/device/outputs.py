@@ -23,20 +23,28 @@ from vgpuwire import (
     RespEdid,
 )
 
-DEFAULT_WIDTH, DEFAULT_HEIGHT = 1280, 800
 _OFF: Final = DisplayOne(Rect(0, 0, 0, 0), 0, 0)
-_FIRST: Final = DisplayOne(Rect(0, 0, DEFAULT_WIDTH, DEFAULT_HEIGHT), 1, 0)
+
+Sizes = tuple[tuple[int, int], ...]
+"""(width, height) of each head, in pixels; 1 to 16 of them."""
+
+DEFAULT_SIZES: Final[Sizes] = ((1280, 800),)
+"""As QEMU's own first head."""
 
 
 class Outputs:
     """QEMU does not tell how many heads it has: there are at least `known` and at most `limit`,
-    and it is asked about one between."""
+    and it is asked about one between. A QEMU without a display of its own (the generic
+    vhost-user device) has the heads of `sizes`, which else stand in until it has answered."""
 
-    def __init__(self, envelope: Envelope) -> None:
+    def __init__(self, envelope: Envelope, sizes: Sizes) -> None:
         self._envelope = envelope
+        self._sizes = sizes
         self.known = 1
         self.limit = MAX_SCANOUTS
-        self._display_info = RespDisplayInfo(NO_HDR, (_FIRST,) + (_OFF,) * (MAX_SCANOUTS - 1))
+        heads = tuple(DisplayOne(Rect(0, 0, *size), 1, 0) for size in sizes)
+        off = (_OFF,) * (MAX_SCANOUTS - len(sizes))
+        self._display_info = RespDisplayInfo(NO_HDR, heads + off)
 
     def require(self, scanout_id: int) -> None:
         """Raises GuestError(ERR_INVALID_SCANOUT_ID) for a head that is known not to be there."""
@@ -69,6 +77,9 @@ class Outputs:
     def answer(self, ask: Ask, reply: bytes | Silence) -> Outcome | None:
         """The outcome of a question. None: the head turned out not to be there, and what was done
         to it must be undone."""
+        if reply is Silence.NOBODY:
+            absent = ask.scanout_id >= len(self._sizes)
+            reply = Silence.ABSENT if absent else Silence.LATE
         about_a_head = ask.question is not Question.DISPLAY_INFO
         if reply is Silence.ABSENT and not (about_a_head and self.may_lack(ask.scanout_id)):
             reply = Silence.LATE  # a question was lost: a head that was there stays there
@@ -108,7 +119,7 @@ class Outputs:
             response = RespEdid(header, theirs.size, theirs.edid)
         else:
             mode = self._display_info.pmodes[ask.scanout_id].r
-            width, height = mode.width or DEFAULT_WIDTH, mode.height or DEFAULT_HEIGHT
+            width, height = (mode.width, mode.height) if mode.width else self._sizes[0]
             own = make_edid(width, height, ask.scanout_id)
             response = RespEdid(header, len(own), padded(own))
         return Outcome(response.encode(), (), ask.timeline)

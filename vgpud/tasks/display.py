@@ -52,6 +52,7 @@ class DisplayLink:
         self._heads: dict[int, Head] = {}
         self._turns: deque[int] = deque()
         self._socket: GpuSocket | None = None
+        self._had_socket = False
         self._idle: list[socket.socket] = []
         self._superseded = trio.Event()
         self._arrived = trio.Event()
@@ -95,7 +96,7 @@ class DisplayLink:
         """Ask QEMU; `on_reply` gets the payload, or a Silence: at the deadline, at the end of the
         socket, or at once where there is nobody to ask."""
         if self._socket is None:
-            on_reply(Silence.LATE)
+            on_reply(Silence.LATE if self._had_socket else Silence.NOBODY)
             return
         if ask.question is Question.DISPLAY_INFO:
             pending = self._socket.ask_display_info(on_reply)
@@ -124,6 +125,7 @@ class DisplayLink:
         first would hang QEMU (qemu-frontend, traps 6 and 10)."""
         self._abandon()
         self._socket = GpuSocket(sock, self._stats, self._next_message)
+        self._had_socket = True
         self._arrived.set()
 
     def speak(self) -> None:
