@@ -53,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="WxH[,WxH...]",
         help="the heads where QEMU has no display of its own (vhost-user-test-device)",
     )
+    parser.add_argument("--control", metavar="PATH", help="a socket for vgpuctl, same user only")
     parser.add_argument("--virgl", action="store_true", help="refused: there is no 3D")
     parser.add_argument("--log-level", choices=log.LEVELS, default="info")
     parser.add_argument(
@@ -108,6 +109,7 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
         render_node=options.render_node,
         udmabuf=options.udmabuf,
         outputs=options.outputs,
+        control=options.control,
         log_level=options.log_level,
         max_hostmem=options.max_hostmem,
     )

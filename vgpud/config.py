@@ -29,6 +29,8 @@ class Config:
     outputs: tuple[tuple[int, int], ...] = ()
     """(width, height) in pixels of each head, where QEMU has no display of its own; empty: one of
     the usual size."""
+    control: str | None = None
+    """Path of the control socket; None: there is none."""
     log_level: str = "info"
     max_hostmem: int = DEFAULT_HOSTMEM
     """Bytes of 2D resources that a guest may have; the sum stays below it."""

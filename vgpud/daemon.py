@@ -8,15 +8,17 @@ import signal
 import socket
 import stat
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import trio
 
 from vgpud import __version__, log
 from vgpud.config import Config
-from vgpud.errors import HostError, PeerError
-from vgpud.host.fd import OwnedFd
+from vgpud.errors import GuestError, HostError, PeerError
+from vgpud.host.fd import OwnedFd, memory_file
 from vgpud.session import Session
+from vgpud.tasks.control import Answer, Command, Refused, control_socket
 from vgpud.tasks.notify import listen_fds, notify
 
 
@@ -37,7 +39,7 @@ class Daemon:
         _raise_fd_limit()
         async with trio.open_nursery() as nursery:
             await nursery.start(self._watch_signals, nursery.cancel_scope)
-            async with _open(self._config) as (sock, listening):
+            async with _open(self._config) as (sock, listening), self._control():
                 log.info("ready", version=__version__, pid=os.getpid(), scanout=self._scanout)
                 notify("READY=1", "STATUS=waiting for QEMU")
                 if listening:
@@ -49,6 +51,33 @@ class Daemon:
         notify("STOPPING=1")
         log.info("stopped")
         return 0
+
+    @asynccontextmanager
+    async def _control(self) -> AsyncIterator[None]:
+        if self._config.control is None:
+            yield
+            return
+        commands: dict[str, Command] = {"status": self._status, "screenshot": self._screenshot}
+        async with control_socket(self._config.control, commands):
+            yield
+
+    def _status(self, request: dict[str, Any]) -> Answer:
+        session = None if self._session is None else self._session.status()
+        fields = {"version": __version__, "pid": os.getpid(), "scanout": self._scanout}
+        return Answer({**fields, "session": session})
+
+    def _screenshot(self, request: dict[str, Any]) -> Answer:
+        head = request.get("head", 0)
+        if not isinstance(head, int):
+            raise Refused('"head" is a number')
+        try:
+            shot = None if self._session is None else self._session.screenshot(head)
+        except GuestError as error:
+            raise Refused(f"head {head}: {error}") from error
+        if shot is None:
+            raise Refused(f"head {head} shows nothing")
+        width, height, rows = shot
+        return Answer({"width": width, "height": height}, memory_file(rows))
 
     async def _listen(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -102,7 +131,8 @@ async def _open(config: Config) -> AsyncIterator[tuple[socket.socket, bool]]:
             try:
                 yield sock, True
             finally:
-                os.unlink(config.socket_path)
+                with suppress(FileNotFoundError):  # somebody tidied up
+                    os.unlink(config.socket_path)
         return
     if config.fd is None and len(inherited) != 1:
         raise HostError(f"the service manager passed {len(inherited)} sockets; one is needed")
@@ -125,10 +155,13 @@ def _bind(path: str) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.setblocking(False)
             probe.connect(path)
         raise HostError(f"{path}: somebody listens on it already; choose another path")
     except ConnectionRefusedError:
         os.unlink(path)
+    except BlockingIOError as error:
+        raise HostError(f"{path}: somebody listens on it already; choose another path") from error
     except FileNotFoundError:
         pass
     except OSError as error:

@@ -13,6 +13,7 @@ from vgpud.backend.state import VhostUserBackend
 from vgpud.config import Config
 from vgpud.device.gpu import FEATURES, GpuDevice
 from vgpud.device.outputs import DEFAULT_SIZES
+from vgpud.device.resource import Blob, Image
 from vgpud.errors import HostError, PeerError, RingBroken
 from vgpud.host.fd import EventFd, OwnedFd
 from vgpud.host.guest_memory import GuestMemory
@@ -76,6 +77,9 @@ class Session:
             raise error
 
     def _close(self) -> None:
+        """The main connection first: QEMU must not find a GPU socket closed while it lives
+        (qemu-frontend, trap 10)."""
+        self._sock.close()
         for ring in self._rings:
             ring.close()
         self._display.close()
@@ -83,7 +87,32 @@ class Session:
         self._memory.clear()
         self._store.set_memory(self._memory.snapshot)
         self._udmabuf.close()
-        self._sock.close()
+
+    def status(self) -> dict[str, object]:
+        """For the control socket."""
+        heads = {}
+        for number, head in sorted(self._display.heads().items()):
+            if (shown := head.shown) is not None:
+                size = f"{shown[1].width}x{shown[1].height}"
+                heads[number] = {"size": size, "way": head.way}
+        resources = list(self._device.resources)
+        return {
+            "heads": heads,
+            "images": sum(isinstance(r, Image) for r in resources),
+            "blobs": sum(isinstance(r, Blob) for r in resources),
+            "guest_errors": {hex(code): n for code, n in self._device.guest_errors.items()},
+            **self.stats.fields(),
+        }
+
+    def screenshot(self, head: int) -> tuple[int, int, list[memoryview]] | None:
+        """(width, height, rows of B8G8R8X8) of what a head shows; None while it is off. Raises
+        GuestError where the guest's memory vanished."""
+        heads = self._display.heads()
+        shown = heads[head].shown if head in heads else None
+        if shown is None:
+            return None
+        picture, rect = shown
+        return rect.width, rect.height, picture.rows(rect)
 
     async def _perform(self, action: Action) -> int:
         match action:
@@ -92,7 +121,7 @@ class Session:
             case actions.ReplaceMemory() | actions.AddRegion() | actions.RemoveRegion():
                 return self._change_memory(action)
             case actions.UseDisplay(fd, live):
-                self._display.attach(socket.socket(fileno=fd.steal()))
+                self._display.attach(_socket(fd))
                 if live:
                     self._display.speak()
             case actions.StartRing():
@@ -103,17 +132,17 @@ class Session:
             case actions.EnableRing(index, enabled):
                 self._rings[index].enable(enabled)
             case actions.SetCall(index, fd):
-                self._rings[index].set_call(None if fd is None else EventFd(fd.steal()))
+                self._rings[index].set_call(None if fd is None else EventFd.of(fd))
             case actions.SetErr(index, fd):
-                self._rings[index].set_err(None if fd is None else EventFd(fd.steal()))
+                self._rings[index].set_err(None if fd is None else EventFd.of(fd))
             case actions.Reset(reason):
                 log.debug("reset", reason=reason)
                 self._device.reset()
                 self._display.reset()
             case actions.BreakRing(index, reason):
                 self._rings[index].refuse(reason)
-            case actions.ConfigWritten(num_scanouts):
-                self._device.outputs.limit = num_scanouts
+            case actions.ConfigWritten():
+                pass  # the guest may have patched any byte of it
             case actions.CloseFds(fds):
                 for unwanted in fds:
                     unwanted.close()
@@ -123,7 +152,7 @@ class Session:
 
     def _start_ring(self, action: actions.StartRing[OwnedFd]) -> int:
         ring, setup = self._rings[action.index], action.setup
-        kick = EventFd(action.kick.steal())
+        kick = EventFd.of(action.kick)
         try:
             queue = Virtqueue(
                 self._memory.snapshot,
@@ -172,3 +201,13 @@ class Session:
             ring.rebind(self._memory.snapshot)
         self._display.memory_changed()
         return 0
+
+
+def _socket(fd: OwnedFd) -> socket.socket:
+    """Raises PeerError where QEMU sent something else."""
+    try:
+        sock = socket.socket(fileno=fd.fileno())
+    except OSError as error:
+        raise PeerError(f"GPU_SET_SOCKET: {error.strerror}") from error
+    fd.steal()
+    return sock

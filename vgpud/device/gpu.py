@@ -75,11 +75,12 @@ class GpuDevice:
         self._envelope.features = features
 
     def reset(self) -> None:
-        """VIRTIO reset (virtio 1.3, 2.4): nothing of the guest's is left (row R01)."""
+        """VIRTIO reset (virtio 1.3, 2.4): nothing of the guest's is left (row R01). The features
+        stay: each start sets them, and a reset that is only told by SET_VRING_BASE comes after
+        that (decision 10)."""
         self.scanouts.clear()
         self.cursors.clear()
         self.resources.clear()
-        self._envelope.features = 0
 
     # -- control queue
 

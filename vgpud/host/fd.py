@@ -7,8 +7,11 @@ import fcntl
 import os
 import socket
 import termios
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Self
+
+from vgpud.errors import PeerError
 
 
 class OwnedFd:
@@ -52,9 +55,19 @@ class OwnedFd:
 
 
 class EventFd(OwnedFd):
-    """An eventfd shared with QEMU or KVM (kick, call, err). QEMU makes them non-blocking."""
+    """An eventfd shared with QEMU or KVM (kick, call, err), non-blocking."""
 
     __slots__ = ()
+
+    @classmethod
+    def of(cls, fd: OwnedFd) -> Self:
+        """Take over what came in a message. Raises PeerError where it is no eventfd: a ring's
+        task must not find out later."""
+        kind = os.readlink(f"/proc/self/fd/{fd.fileno()}")
+        if kind != "anon_inode:[eventfd]":
+            raise PeerError(f"a ring's descriptor is {kind}, no eventfd")
+        os.set_blocking(fd.fileno(), False)
+        return cls(fd.steal())
 
     def signal(self) -> None:
         """Add one. A counter that is full already wakes its reader: that is no error."""
@@ -75,3 +88,11 @@ def unread(sock: socket.socket) -> bool:
     waiting = array.array("i", [0])
     fcntl.ioctl(sock, termios.TIOCOUTQ, waiting)
     return waiting[0] > 0
+
+
+def memory_file(pieces: Iterable[memoryview]) -> OwnedFd:
+    """A memfd with these bytes. Raises OSError."""
+    fd = OwnedFd(os.memfd_create("vgpud", os.MFD_CLOEXEC))
+    with open(fd.fileno(), "wb", closefd=False) as out:
+        out.writelines(pieces)
+    return fd

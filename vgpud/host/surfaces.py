@@ -7,6 +7,7 @@ import fcntl
 import mmap
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 from weakref import WeakSet
 
@@ -146,7 +147,13 @@ class HostPixelStore:
     def create_surface(self, width: int, height: int, pixel_format: int) -> HostSurface:
         """See `PixelStore.create_surface`. Pointers' images and what is beyond the number of
         exportable surfaces are not exportable."""
-        wanted = width * height * 4 >= SMALL and len(self._exported) < self._exportable
+        # Aligned rows must not cost more than they hold: one of 4 bytes would take 64 times what
+        # the guest's quota was charged.
+        wanted = (
+            width * height * 4 >= SMALL
+            and width * 4 >= STRIDE
+            and len(self._exported) < self._exportable
+        )
         if wanted:
             try:
                 return self._create(width, height, pixel_format, self._exporter)
@@ -182,6 +189,8 @@ class HostPixelStore:
             backing = HostBacking(self._memory, entries, self._exporter)
         except ValueError as error:
             raise GuestError(Ctrl.RESP_ERR_UNSPEC, str(error)) from error
+        except MemoryError as error:
+            raise GuestError(Ctrl.RESP_ERR_OUT_OF_MEMORY, "no memory for a backing") from error
         self._backings.add(backing)
         return backing
 
@@ -204,7 +213,8 @@ def _anonymous(size: int) -> bytearray | mmap.mmap:
         return bytearray(size)
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if size >= HUGE:
-        memory.madvise(mmap.MADV_HUGEPAGE)
+        with suppress(OSError):  # a kernel without them (PREEMPT_RT)
+            memory.madvise(mmap.MADV_HUGEPAGE)
     return memory
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from itertools import count
+from math import inf
 from typing import Protocol
 
 import trio
@@ -28,18 +29,18 @@ class Deadlines:
 
     def add(self, seconds: float, waiter: Waiter) -> None:
         """Expire `waiter` in so many seconds if it is not done by then."""
-        heapq.heappush(self._heap, (trio.current_time() + seconds, next(self._order), waiter))
-        self._added.set()
+        entry = (trio.current_time() + seconds, next(self._order), waiter)
+        heapq.heappush(self._heap, entry)
+        if self._heap[0] is entry:
+            self._added.set()
 
     async def run(self) -> None:
-        """Sleep to the first deadline that still matters, until cancelled."""
+        """Wait for the first deadline that still matters, or for an earlier one, until cancelled."""
         while True:
             while self._heap and self._heap[0][2].done:
                 heapq.heappop(self._heap)
-            if not self._heap:
-                self._added = trio.Event()
+            self._added = trio.Event()
+            with trio.move_on_at(self._heap[0][0] if self._heap else inf):
                 await self._added.wait()
-                continue
-            await trio.sleep_until(self._heap[0][0])
             while self._heap and self._heap[0][0] <= trio.current_time():
                 heapq.heappop(self._heap)[2].expire()

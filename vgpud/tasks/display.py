@@ -117,6 +117,10 @@ class DisplayLink:
             head.memory_changed()
         self.flush()
 
+    def heads(self) -> dict[int, Head]:
+        """Those that were ever named, by their number."""
+        return dict(self._heads)
+
     # -- QEMU's side
 
     def attach(self, sock: socket.socket) -> None:

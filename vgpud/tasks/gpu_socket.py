@@ -7,6 +7,7 @@ dead, because QEMU reads each whole while it holds its big lock.
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections import deque
 from collections.abc import Callable
@@ -21,6 +22,12 @@ from vgpud.host.fd import unread
 from vgpud.tasks.outgoing import Outgoing, Terms, small
 from vgpud.tasks.stats import Stats
 from vgpuwire import Framer, GpuProtocolFeature, GpuRequest, WireError, vhost_user_gpu
+
+TURN_BYTES: Final = 8 << 20
+"""Pixel bytes sent in one go where the display keeps up: then the control socket has its turn."""
+
+STARVED: Final = 0.005
+"""Seconds to wait where the kernel has no memory for a message, which must not be cut off."""
 
 MAX_OWED: Final = 64
 """Answers that QEMU owes before it is asked nothing more: a guest goes on asking where a display
@@ -88,6 +95,7 @@ class GpuSocket:
         self._features: GpuProtocolFeature | None = None
         self._updating = False
         self._full = trio.Event()
+        self._starved = False
         self._ask(
             vhost_user_gpu.get_protocol_features(),
             PendingReply(GpuRequest.GET_PROTOCOL_FEATURES, self._negotiate, stats),
@@ -109,24 +117,28 @@ class GpuSocket:
         return pending
 
     def pump(self) -> None:
-        """Send until nothing is left or the socket is full."""
+        """Send until nothing is left, the socket is full, or others must have their turn."""
+        budget = TURN_BYTES
         try:
             while not self.gone:
                 if self._out is None:
                     self._out = self._next()
                     if self._out is None:
                         return
-                if not _send(self.sock, self._out):
+                if budget <= 0 or not self._send(self._out):
                     self._full.set()
                     return
+                budget -= self._out.pixels
                 sent, self._out = self._out, None
                 self._stats.sent(sent.pixels, sent.answered)
                 if sent.answered:
                     self._await_update(sent)
                 else:
                     sent.take()
-        except OSError as error:  # EPIPE, ECONNRESET: QEMU closed it, as at every stop
-            log.debug("display-gone", error=error)
+        except OSError as error:
+            # EPIPE and ECONNRESET: QEMU closed it, as at every stop.
+            report = log.debug if error.errno in (errno.EPIPE, errno.ECONNRESET) else log.error
+            report("display-gone", error=error)
             self.abandon()
 
     def nudge(self) -> None:
@@ -158,6 +170,32 @@ class GpuSocket:
         self.abandon()
 
     # -- inside
+
+    def _send(self, out: Outgoing) -> bool:
+        """Send without waiting; False where some of it is left. A dma-buf goes with the first
+        byte, where QEMU looks for it."""
+        self._starved = False
+        parts = out.parts
+        while parts:
+            pieces = [parts[i] for i in range(min(len(parts), PARTS))]
+            try:
+                if out.dmabuf is None:
+                    sent = self.sock.sendmsg(pieces)
+                else:
+                    sent = socket.send_fds(self.sock, pieces, [out.dmabuf.fileno()])
+            except BlockingIOError:
+                return False
+            except OSError as error:
+                if error.errno not in (errno.ENOBUFS, errno.ENOMEM):
+                    raise
+                self._starved = True
+                return False
+            out.dmabuf = None
+            while parts and sent >= len(parts[0]):
+                sent -= len(parts.popleft())
+            if sent:
+                parts[0] = parts[0][sent:]
+        return True
 
     def _ask(self, message: bytes, question: PendingReply) -> None:
         if len(self._owed) >= MAX_OWED:
@@ -211,6 +249,8 @@ class GpuSocket:
     async def _write(self) -> None:
         while True:
             await self._full.wait()
+            if self._starved:
+                await trio.sleep(STARVED)
             await trio.lowlevel.wait_writable(self.sock)
             self._full = trio.Event()
             self.pump()
@@ -245,24 +285,3 @@ class GpuSocket:
         while (question := self._owed.popleft()).request != request:
             question.answer(Silence.ABSENT)  # QEMU answers in order: it never will
         question.answer(payload)
-
-
-def _send(sock: socket.socket, out: Outgoing) -> bool:
-    """Send without waiting; False where the socket is full and some of it is left. A dma-buf goes
-    with the first byte, where QEMU looks for it."""
-    parts = out.parts
-    while parts:
-        pieces = [parts[i] for i in range(min(len(parts), PARTS))]
-        try:
-            if out.dmabuf is None:
-                sent = sock.sendmsg(pieces)
-            else:
-                sent = socket.send_fds(sock, pieces, [out.dmabuf.fileno()])
-        except BlockingIOError:
-            return False
-        out.dmabuf = None
-        while parts and sent >= len(parts[0]):
-            sent -= len(parts.popleft())
-        if sent:
-            parts[0] = parts[0][sent:]
-    return True

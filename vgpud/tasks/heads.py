@@ -26,7 +26,7 @@ from vgpuwire import Rect, vhost_user_gpu
 MAX_RECTS: Final = 64
 """Damaged rectangles kept for a display that does not keep up; then their union is sent once."""
 
-TILE_BYTES: Final = 4 << 20
+TILE_BYTES: Final = 1 << 20
 """Pixel bytes of one UPDATE. QEMU reads a message whole while it holds its big lock, so a 4K
 frame goes in pieces between which the guest may run."""
 
@@ -89,6 +89,16 @@ class Head:
         self._source: _Source | None = None
         self._sourced = False
 
+    @property
+    def shown(self) -> tuple[Picture, Rect] | None:
+        """What it shows, and which part of it; None while it is off."""
+        return None if self._picture is None else (self._picture, self._rect)
+
+    @property
+    def way(self) -> str:
+        """How QEMU was last told of it."""
+        return self._way.value
+
     # -- what the device says
 
     def show(self, message: ShowSurface) -> None:
@@ -112,8 +122,8 @@ class Head:
         if self._damage:
             last, tickets = self._damage[-1]
             if union(last, rect) in (last, rect):  # one holds the other: send the larger once
-                tickets.append(ticket)
-                self._damage[-1] = (union(last, rect), tickets)
+                waiting = [other for other in tickets if not other.done]
+                self._damage[-1] = (union(last, rect), [*waiting, ticket])
                 return
         self._damage.append((rect, [ticket]))
         if len(self._damage) > MAX_RECTS:
@@ -292,7 +302,7 @@ class Head:
         self._damage.append((whole, tickets))
 
     def _drop_damage(self) -> list[Ticket]:
-        tickets = [ticket for _, waiting in self._damage for ticket in waiting]
+        tickets = [ticket for _, waiting in self._damage for ticket in waiting if not ticket.done]
         self._damage.clear()
         return tickets
 

@@ -41,8 +41,10 @@ class Ticket:
         if not self.done:
             self.done = True
             self._stats.flushed(time.monotonic() - self.started)
-            if self.on_taken is not None:
-                self.on_taken()
+            # Let go of it: a stalled head keeps tickets, and this one's element with its request.
+            on_taken, self.on_taken = self.on_taken, None
+            if on_taken is not None:
+                on_taken()
 
 
 @dataclass(slots=True)

@@ -7,6 +7,7 @@ given back: by its answer, at its deadline, or when the ring stops.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -20,8 +21,9 @@ from vgpud.host.virtqueue import Element, Virtqueue
 from vgpud.tasks.stats import Stats
 
 BATCH: Final = 64
-"""Elements served before other tasks get a turn: a guest that never stops must not starve the
-control socket, on which QEMU waits with its big lock held."""
+TURN: Final = 0.002
+"""Elements, and seconds, after which other tasks get a turn: a guest that never stops must not
+starve the sockets, on which QEMU waits with its big lock held."""
 
 Push = Callable[[Element, bytes], None]
 
@@ -153,6 +155,7 @@ class RingTask:
         self._serving = True
         more = True
         try:
+            end = time.monotonic() + TURN
             for _ in range(BATCH):
                 element = queue.pop()
                 if element is None:
@@ -160,6 +163,8 @@ class RingTask:
                     break
                 self._stats.commands += 1
                 self._server.serve(element, self._push)
+                if time.monotonic() > end:
+                    break
         finally:  # also where the ring broke half way: what came before it is shown
             self._server.flush()
             self._serving = False

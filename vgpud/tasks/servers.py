@@ -86,7 +86,9 @@ class ControlServer:
     def _answered(self, parked: _Parked, ask: Ask, reply: bytes | Silence) -> None:
         if parked.response is None:
             outcome = self._device.answer(ask, reply)
-            self._display.post(outcome.display)
+            if outcome.display:
+                self._display.post(outcome.display)
+                self._display.flush()
             self._settle(parked, outcome)
         elif isinstance(reply, bytes):
             self._device.answer(ask, reply)  # too late for this guest's question: remembered

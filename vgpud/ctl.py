@@ -1,0 +1,140 @@
+"""vgpuctl: asks a running vgpud on its control socket."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import mmap
+import os
+import shutil
+import socket
+import struct
+import sys
+import zlib
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from vgpud import __version__
+
+
+class Failed(Exception):
+    """What to tell the user; exit status 1."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"vgpuctl: {message}\nTry 'vgpuctl --help'.\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="vgpuctl", description="Looks into a running vgpud.")
+    parser.add_argument("--control", required=True, metavar="PATH", help="vgpud's --control socket")
+    parser.add_argument("--version", action="version", version=f"vgpuctl {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("status", help="what it serves, as JSON")
+    shot = commands.add_parser("screenshot", help="what a head shows, dma-bufs included")
+    shot.add_argument("--head", type=int, default=0, metavar="N")
+    shot.add_argument("--ansi", action="store_true", help="draw it in this terminal")
+    shot.add_argument("file", nargs="?", metavar="OUT.png")
+    return parser
+
+
+def ask(path: str, request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+    """The answer's fields, and the descriptors that came with it. Raises Failed."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.settimeout(10)
+            sock.connect(path)
+            sock.sendall(json.dumps(request).encode() + b"\n")
+            line, fds, _, _ = socket.recv_fds(sock, 1 << 16, 1)
+            while line and not line.endswith(b"\n"):
+                line += sock.recv(1 << 16)
+    except OSError as error:
+        raise Failed(f"{path}: {error}; is vgpud running with --control={path}?") from error
+    if not line:
+        raise Failed(f"{path}: vgpud did not answer; it serves its own user and root only")
+    answer: dict[str, Any] = json.loads(line)
+    if not answer["ok"]:
+        raise Failed(answer["error"])
+    return answer, fds
+
+
+def png(width: int, height: int, pixels: bytes) -> bytes:
+    """A PNG (ISO/IEC 15948) of width * height pixels of B, G, R, x."""
+    rgb = bytearray(width * height * 3)
+    rgb[0::3], rgb[1::3], rgb[2::3] = pixels[2::4], pixels[1::4], pixels[0::4]
+    stride = width * 3
+    rows = b"".join(b"\0" + rgb[y * stride : (y + 1) * stride] for y in range(height))
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows, 6)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def ansi(width: int, height: int, pixels: bytes, columns: int) -> str:
+    """The picture in 24-bit colours, two pixels a character (a half block), `columns` wide."""
+    columns = max(1, min(columns, width))
+    lines = max(2, height * columns // width) & ~1
+
+    def colour(column: int, line: int) -> str:
+        at = (line * height // lines * width + column * width // columns) * 4
+        return f"{pixels[at + 2]};{pixels[at + 1]};{pixels[at]}"
+
+    text = []
+    for line in range(0, lines, 2):
+        cells = (
+            f"\x1b[38;2;{colour(c, line)}m\x1b[48;2;{colour(c, line + 1)}m\u2580"
+            for c in range(columns)
+        )
+        text.append("".join(cells) + "\x1b[0m\n")
+    return "".join(text)
+
+
+def screenshot(path: str, head: int) -> tuple[int, int, bytes]:
+    """(width, height, pixels of B, G, R, x). Raises Failed."""
+    answer, fds = ask(path, {"command": "screenshot", "head": head})
+    (fd,) = fds
+    try:
+        width, height = answer["width"], answer["height"]
+        with mmap.mmap(fd, width * height * 4, prot=mmap.PROT_READ) as view:
+            return width, height, view[:]
+    finally:
+        os.close(fd)
+
+
+def _run(options: argparse.Namespace) -> None:
+    if options.command == "status":
+        answer, _ = ask(options.control, {"command": "status"})
+        del answer["ok"]
+        print(json.dumps(answer, indent=2))
+        return
+    width, height, pixels = screenshot(options.control, options.head)
+    if options.ansi:
+        sys.stdout.write(ansi(width, height, pixels, shutil.get_terminal_size().columns))
+        return
+    with open(options.file, "wb") as out:
+        out.write(png(width, height, pixels))
+    print(f"{options.file}: {width}x{height}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 done, 1 failure, 2 usage."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.command == "screenshot" and options.ansi == bool(options.file):
+        parser.error("screenshot: one of OUT.png and --ansi")
+    try:
+        _run(options)
+    except (Failed, OSError) as error:
+        print(f"vgpuctl: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""The control socket: one request a line, as JSON, for the same user and for root only.
+
+{"command": "status"}                   -> {"ok": true, "version": ..., "session": {...}}
+{"command": "screenshot", "head": 0}    -> {"ok": true, "width": ..., "height": ...} and a memfd
+                                           with width * height pixels of B, G, R, x
+anything else                           -> {"ok": false, "error": "..."}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Final, NamedTuple
+
+import trio
+
+from vgpud import log
+from vgpud.errors import HostError
+from vgpud.host.fd import OwnedFd
+
+MAX_LINE: Final = 4096
+"""Bytes of a request: far more than any has."""
+
+PATIENCE: Final = 10.0
+"""Seconds for a request and for taking its answer: a client that hangs holds no descriptor."""
+
+
+class Refused(Exception):
+    """The request cannot be served; the message goes to the client."""
+
+
+class Answer(NamedTuple):
+    """Fields beside "ok", and at most one descriptor."""
+
+    fields: dict[str, Any]
+    fd: OwnedFd | None = None
+
+
+Command = Callable[[dict[str, Any]], Answer]
+"""Serves a request; raises Refused."""
+
+
+@asynccontextmanager
+async def control_socket(path: str, commands: dict[str, Command]) -> AsyncIterator[None]:
+    """Listen on `path` while the block runs. Raises HostError where it cannot be bound."""
+    sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+    mask = os.umask(0o177)
+    try:
+        await sock.bind(path)
+        sock.listen(8)
+    except OSError as error:
+        raise HostError.of(error, f"--control={path}", "is the folder there?") from error
+    finally:
+        os.umask(mask)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_accept, sock, commands)
+        try:
+            yield
+        finally:
+            nursery.cancel_scope.cancel()
+            sock.close()
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+
+
+async def _accept(sock: trio.socket.SocketType, commands: dict[str, Command]) -> None:
+    async with trio.open_nursery() as nursery:
+        while True:
+            try:
+                client, _ = await sock.accept()
+            except OSError as error:
+                log.warning("control-accept", reason=error)
+                await trio.sleep(0.1)
+                continue
+            nursery.start_soon(_serve, client, commands)
+
+
+async def _serve(client: trio.socket.SocketType, commands: dict[str, Command]) -> None:
+    with client:
+        if not _allowed(client):
+            return
+        try:
+            while True:
+                with trio.fail_after(PATIENCE):
+                    line = await _read_line(client)
+                    if line is None:
+                        return
+                    await _answer(client, line, commands)
+        except (OSError, trio.TooSlowError) as error:
+            log.debug("control-client", reason=error)
+
+
+def _allowed(client: trio.socket.SocketType) -> bool:
+    raw = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    _, uid, _ = struct.unpack("3i", raw)
+    if uid in (0, os.geteuid()):
+        return True
+    log.warning("control-refused", uid=uid)
+    return False
+
+
+async def _read_line(client: trio.socket.SocketType) -> bytes | None:
+    line = b""
+    while not line.endswith(b"\n"):
+        data = await client.recv(MAX_LINE - len(line))
+        if not data:
+            return None
+        line += data
+        if len(line) == MAX_LINE:
+            raise OSError(f"a request of more than {MAX_LINE} bytes")
+    return line
+
+
+async def _answer(
+    client: trio.socket.SocketType, line: bytes, commands: dict[str, Command]
+) -> None:
+    fd: OwnedFd | None = None
+    try:
+        request = json.loads(line)
+        if not isinstance(request, dict) or request.get("command") not in commands:
+            raise Refused(f"no such command; there are: {', '.join(sorted(commands))}")
+        fields, fd = commands[request["command"]](request)
+        reply: dict[str, Any] = {"ok": True, **fields}
+    except (Refused, ValueError) as error:
+        reply = {"ok": False, "error": str(error)}
+    data = json.dumps(reply).encode() + b"\n"
+    rights = [] if fd is None else [_rights(fd)]
+    sent = await client.sendmsg([data], rights)
+    while sent < len(data):
+        sent += await client.send(data[sent:])
+
+
+def _rights(fd: OwnedFd) -> tuple[int, int, bytes]:
+    return socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", fd.fileno())
