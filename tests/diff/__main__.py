@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 from tests.diff.generate import generate
+from tests.diff.live import live_rows
 from tests.diff.oracle import Tally, compare_many, oracle
 from tests.diff.quirks import reason
-from tests.diff.rows import live_rows
 from tests.diff.script import parse
 from tests.qemu.binaries import qemu
 from tests.qemu.cache import CacheError

@@ -5,8 +5,9 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from tests.diff.memory import Contents
-from tests.diff.model import Expected, Model, Shown
+from tests.diff.model import Expected, Model
 from tests.diff.runner import UNTOUCHED, Answer, Result
+from tests.diff.screen import Shown
 from tests.diff.script import CONTROL, CURSOR, Script
 from tests.qtest import gpu
 from tests.support.png import parse_ppm

@@ -7,12 +7,12 @@ check; the model, not the generator, knows what the answer is.
 import random
 from dataclasses import replace
 
-from tests.diff.memory import DIMM_SIZE, DIMMS, HOLE, LOW, LOW_SIZE, PIXELS, PIXELS_SIZE, SHADOW
+from tests.diff.memory import DIMMS, HOLE, LOW, LOW_SIZE, PIXELS, SHADOW
 from tests.diff.script import CONTROL, CURSOR, HEADS, Script, Step
+from tests.diff.shapes import MAX, entries, rectangle
 from tests.qtest import gpu
 from tests.support.virtio_pci import EVENT_IDX, GPU_EDID, GPU_RESOURCE_UUID, INDIRECT_DESC
 
-MAX = 0xFFFF_FFFF
 FORMATS = tuple(gpu.CHANNELS)
 SIZES = ((64, 48), (16, 16), (17, 33), (100, 75), (64, 64), (256, 3), (1, 1), (15, 64), (31, 200))
 ODD_SIZES = (
@@ -56,6 +56,8 @@ class Generator:
             self._finish()
             if self.chance(25):
                 self._exact_damage()
+            if self.chance(25):
+                self._replace()
         features = GPU_EDID * self.chance(80) | INDIRECT_DESC * self.chance(80)
         features |= EVENT_IDX * self.chance(50) | GPU_RESOURCE_UUID * self.chance(50)
         steps = tuple(
@@ -95,7 +97,30 @@ class Generator:
         whole = (0, 0, width, height)
         self.steps.append(Step("transfer", (number, *whole, self.rng.randrange(0, 4096) * 4)))
         for _ in range(self.rng.randrange(1, 4)):
-            self.steps.append(Step("flush", (number, *self._rect(width, height))))
+            self.steps.append(Step("flush", (number, *rectangle(self.rng, width, height))))
+        self.steps.append(Step("dump"))
+
+    def _replace(self) -> None:
+        """Show another resource on a head, then do something to the one before: the head must not
+        mind."""
+        if not self.shown or len(self.sizes) < 2:
+            return
+        head, (before, _) = self.rng.choice(list(self.shown.items()))
+        others = [number for number in self.sizes if number != before]
+        after = self.rng.choice(others)
+        width, height = self.sizes[after]
+        if before not in self.sizes or width * height > 100_000:
+            return
+        self.shown[head] = (after, (0, 0, width, height))
+        self.steps.append(Step("set_scanout", (head, after, 0, 0, width, height)))
+        if self.chance(50):
+            self.steps.append(Step("dump"))
+            self.steps.append(Step("transfer", (after, 0, 0, width, height, 4)))
+            self.steps.append(Step("flush", (before, 0, 0, *self._size_of(before))))
+        else:
+            self.sizes.pop(before)
+            self.backed.pop(before, None)
+            self.steps.append(Step("unref", (before,)))
         self.steps.append(Step("dump"))
 
     # -- commands
@@ -136,10 +161,10 @@ class Generator:
     def _attach(self, number: int) -> Step:
         width, height = self.sizes[number]
         size = min(width * height * 4, 1 << 20)
-        entries = self._entries(size)
+        pieces = entries(self.rng, size)
         count = None
         if self.chance(4):
-            count = self.rng.choice((len(entries) + 1, 16385, MAX, 0, max(0, len(entries) - 1)))
+            count = self.rng.choice((len(pieces) + 1, 16385, MAX, 0, max(0, len(pieces) - 1)))
         if self.chance(6):
             bad = self.rng.choice(
                 (
@@ -151,73 +176,10 @@ class Generator:
                     ((1 << 64) - 1, MAX),
                 )
             )
-            entries.insert(self.rng.randrange(len(entries) + 1), bad)
+            pieces.insert(self.rng.randrange(len(pieces) + 1), bad)
         else:
-            self.backed[number] = sum(length for _, length in entries)
-        return Step("attach", (number,), tuple(entries), count)
-
-    def _entries(self, size: int) -> list[tuple[int, int]]:
-        """A backing of about `size` bytes in one of many shapes."""
-        rng = self.rng
-        shape = rng.randrange(10)
-        if shape == 0:  # short or long, by bytes or by rows
-            size = max(1, size + rng.choice((-1, -2, -3, -4, -64, -size // 2, 1, 4096)))
-        if shape <= 2:
-            return [(PIXELS + 4096 * rng.randrange(64), size)]
-        if shape == 3:  # unaligned
-            return [(PIXELS + rng.randrange(100_000), size)]
-        if shape == 4:  # over the seam of two memory modules
-            return [(DIMMS[1] - min(rng.randrange(1, size + 1), DIMM_SIZE), size)]
-        if shape == 5:  # pages in any order, some twice
-            pages = [(PIXELS + 4096 * rng.randrange(256), 4096) for _ in range(size // 4096 + 1)]
-            return pages[:300]
-        if shape == 6 and size > 12:  # pieces of odd lengths, from all regions
-            return self._odd_pieces(size)
-        if shape == 7:
-            return [(LOW + rng.randrange(4096), min(size, LOW_SIZE - 4096))]
-        if shape == 8 and rng.randrange(4) == 0:
-            return []
-        return [(PIXELS, (size + 4095) // 4096 * 4096)]
-
-    def _odd_pieces(self, size: int) -> list[tuple[int, int]]:
-        pieces: list[tuple[int, int]] = []
-        left = size
-        while left > 0:
-            length = min(left, self.rng.choice((1, 2, 3, 4, 5, 7, 100, 1021, 4096, 10_001)))
-            if len(pieces) >= 60:
-                length = left
-            start, room = self.rng.choice(
-                (
-                    (PIXELS, PIXELS_SIZE),
-                    (LOW, LOW_SIZE),
-                    (DIMMS[0], DIMM_SIZE),
-                    (DIMMS[1], DIMM_SIZE),
-                )
-            )
-            length = min(length, room)
-            pieces.append((start + self.rng.randrange(room - length + 1), length))
-            left -= length
-        return pieces
-
-    def _rect(self, width: int, height: int) -> gpu.Rect:
-        """A rectangle of an image: whole, inside, at an edge, or wrong."""
-        rng = self.rng
-        kind = rng.randrange(16)
-        if kind < 5:
-            return 0, 0, width, height
-        if kind < 12:
-            x, y = rng.randrange(width + 1), rng.randrange(height + 1)
-            return x, y, rng.randrange(width - x + 1), rng.randrange(height - y + 1)
-        if kind == 12:  # full rows, which QEMU copies in one piece
-            y = rng.randrange(height + 1)
-            return 0, y, width, rng.randrange(height - y + 1)
-        if kind == 13:
-            return rng.choice(((width, 0, 0, height), (0, height, width, 0), (0, 0, 0, 0)))
-        if kind == 14:
-            return rng.choice(((1, 0, width, height), (0, 1, width, height), (0, 0, width + 1, 1)))
-        return rng.choice(
-            ((MAX, 0, 2, 1), (0, MAX, 1, 2), (0, 0, MAX, MAX), (1, 1, MAX, 1), (MAX, MAX, 1, 1))
-        )
+            self.backed[number] = sum(length for _, length in pieces)
+        return Step("attach", (number,), tuple(pieces), count)
 
     def _size_of(self, number: int) -> tuple[int, int]:
         width, height = self.sizes.get(number, (64, 48))
@@ -228,7 +190,7 @@ class Generator:
         width, height = self._size_of(number)
         if width > 8192:
             width = 8192
-        x, y, w, h = self._rect(width, height)
+        x, y, w, h = rectangle(self.rng, width, height)
         if w <= width and h <= height and w * h > 400_000:
             h = 400_000 // w
         stride = self.sizes.get(number, (64, 48))[0] * 4
@@ -250,7 +212,7 @@ class Generator:
             head = self.rng.choice((HEADS, 15, 16, MAX))
         number = 0 if self.chance(12) else self._id()
         width, height = self.sizes.get(number, (64, 48))
-        rect = self._rect(min(width, 4096), min(height, 4096))
+        rect = rectangle(self.rng, min(width, 4096), min(height, 4096))
         if width * height > 100_000:  # a small window, anywhere in it
             w, h = min(width, 40), min(height, 50)
             rect = (self.rng.randrange(width - w + 1), self.rng.randrange(height - h + 1), w, h)
@@ -264,7 +226,7 @@ class Generator:
 
     def _flush(self) -> Step:
         number = self._id()
-        return Step("flush", (number, *self._rect(*self._size_of(number))))
+        return Step("flush", (number, *rectangle(self.rng, *self._size_of(number))))
 
     def _question(self) -> Step:
         if self.chance(50):

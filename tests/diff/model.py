@@ -7,12 +7,12 @@ in the present script.
 
 import struct
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from tests.diff.memory import BOUNCE, Contents, bounced, is_ram
+from tests.diff.screen import Head, Resource, Shown
 from tests.diff.script import CURSOR, HEADS, Step, kind_of
 from tests.qtest import gpu
-from tests.qtest.gpu import rgb
 from tests.support.virtio_pci import GPU_RESOURCE_UUID
 
 MAX_HOSTMEM = 256 << 20
@@ -42,63 +42,11 @@ class Expected:
     loose: bool = False
 
 
-@dataclass(frozen=True)
-class Shown:
-    """What a head must show: pixels, or where `rgb` is None something without them: "off" (the
-    placeholder), "old" (nothing was said about it since the reset), "loose" (of this size, but
-    which of two contents is a matter of time)."""
-
-    width: int
-    height: int
-    rgb: bytes | None
-    why: str = ""
-
-
 class Refused(Exception):
     """The command is answered with this error."""
 
     def __init__(self, code: int) -> None:
         self.code = code
-
-
-@dataclass(eq=False)
-class Resource:
-    width: int
-    height: int
-    pixel_format: int
-    rows: dict[int, bytearray] = field(default_factory=dict)
-    """Rows in the guest's format, made when first written: most of 256 MiB is never looked at."""
-    entries: list[tuple[int, int]] | None = None
-    bounced: int = 0
-    """Bytes of QEMU's bounce buffers behind it."""
-    scanouts: set[int] = field(default_factory=set)
-
-    @property
-    def size(self) -> int:
-        return self.width * self.height * 4
-
-    def row(self, y: int) -> bytearray:
-        return self.rows.setdefault(y, bytearray(self.width * 4))
-
-    def rgb(self, rect: gpu.Rect) -> bytes:
-        x, y, width, height = rect
-        blank = bytes(width * 4)
-        data = b"".join(
-            bytes(self.rows[line][x * 4 : (x + width) * 4]) if line in self.rows else blank
-            for line in range(y, y + height)
-        )
-        return rgb(data, self.pixel_format)
-
-
-@dataclass(eq=False)
-class Head:
-    """A scanout, and the picture on its screen (`shown`: as last flushed)."""
-
-    resource: Resource | None = None
-    rect: gpu.Rect = (0, 0, 0, 0)
-    shown: Shown = Shown(0, 0, None, "old")
-    damage: list[gpu.Rect] = field(default_factory=list)
-    loose: bool = False
 
 
 class Model:
@@ -137,7 +85,7 @@ class Model:
             if kind == gpu.ASSIGN_UUID and self.quirk("N01"):
                 raise Refused(gpu.UNSPEC if len(request) >= 24 else gpu.INVALID_PARAMETER)
             if len(request) < 24 or len(request) < SIZES.get(kind or 0, 0):
-                short = len(request) >= 24 and self.quirk("E02.10")
+                short = len(request) >= 24 and self.quirk("E02.old")
                 raise Refused(gpu.OK if short else gpu.INVALID_PARAMETER)
             code, length = self._execute(kind or 0, request)
         except Refused as refused:

@@ -8,10 +8,11 @@ import pytest
 
 from tests.diff.compare import judge
 from tests.diff.generate import generate
+from tests.diff.live import live_rows
 from tests.diff.memory import Contents
 from tests.diff.oracle import Oracle, compare_many, oracle
 from tests.diff.quirks import quirks_of
-from tests.diff.rows import ROWS, live_rows
+from tests.diff.rows import ROWS
 from tests.diff.runner import Answer, Result, device
 from tests.diff.script import Script, parse
 from tests.qemu.binaries import Qemu, qemu

@@ -89,7 +89,7 @@ KINDS = (
 
 @pytest.mark.parametrize("which", [0, 1])
 @pytest.mark.parametrize("kind", KINDS)
-def test_broken(pair: Served, kind: Callable[[Queue], None], which: int) -> None:
+def test_E11_E12_E13_broken(pair: Served, kind: Callable[[Queue], None], which: int) -> None:
     vm = pair.vm
     with vm.explained():
         vm.gpu.start(INDIRECT_DESC)

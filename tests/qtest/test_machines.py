@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.qemu.binaries import Qemu
+from tests.qemu.binaries import Qemu, qemu
 from tests.qtest import gpu
 from tests.qtest.gpu import PIXELS, Driver
 from tests.qtest.machine import served
@@ -50,3 +50,20 @@ def test_shm_mode(the_qemu: Qemu) -> None:
         driver = Driver(pair.vm)
         assert gpu.kind_of(driver.run(gpu.create_2d(1, 1, 512, 512))) == gpu.OUT_OF_MEMORY
         driver.expect(driver.draw(512, 511))
+
+
+def test_trap_16_queues_of_1024() -> None:
+    """The stable releases of QEMU 10.0 give both queues 1024 entries: all in one kick."""
+    with served(qemu("trixie")) as pair:
+        device = pair.vm.gpu
+        device.start()
+        assert [queue.size for queue in device.queues] == [1024, 1024]
+        driver = Driver(pair.vm)
+        queue = device.queues[0]
+        for slot in range(512):
+            driver.send(gpu.unref(9), 24, slot=slot % 128)
+        device.kick()
+        with pair.vm.explained():
+            queue.wait()
+        assert [length for _, length in queue.take()] == [24] * 512
+        driver.expect(driver.draw(200, 100))

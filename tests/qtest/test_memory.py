@@ -67,7 +67,7 @@ def show(driver: Driver, resource: int, seed: int, ram: GuestRam, at: int) -> by
     return gpu.rgb(pixels)
 
 
-def test_hotplug(the_qemu: Qemu) -> None:
+def test_trap_19_hotplug(the_qemu: Qemu) -> None:
     """Decision 11: memory comes while the device works. Backings and rings of before go on, and
     the new memory can be drawn from; traps 19 and 23 on the way (a reset drops no region)."""
     with served(the_qemu, size=SLOTS) as pair:
@@ -86,7 +86,7 @@ def test_hotplug(the_qemu: Qemu) -> None:
         assert not pair.warnings(), pair.vm.logs()
 
 
-def test_seam(the_qemu: Qemu) -> None:
+def test_A11_seam(the_qemu: Qemu) -> None:
     """Row A11: one entry over two modules."""
     with served(the_qemu, size=SLOTS) as pair:
         pair.vm.gpu.start()
@@ -110,7 +110,7 @@ def test_seam(the_qemu: Qemu) -> None:
         driver.expect(gpu.rgb(pixels))
 
 
-def test_unplug(the_qemu: Qemu) -> None:
+def test_A22_R09_unplug(the_qemu: Qemu) -> None:
     """Rows A22, R09: memory goes under a live backing. The picture stays, the resource answers
     errors, everything else goes on; plugged again it is another memory."""
     with served(the_qemu, size=SLOTS) as pair:

@@ -17,7 +17,7 @@ def crop(rgb: bytes, width: int, rect: gpu.Rect) -> bytes:
 
 
 @pytest.mark.parametrize("pixel_format", gpu.CHANNELS)
-def test_format(driver: Driver, pixel_format: int) -> None:
+def test_C05_F14_format(driver: Driver, pixel_format: int) -> None:
     """Rows C05, F14: eight formats, one picture."""
     driver.expect(driver.draw(100, 60, pixel_format=pixel_format, seed=pixel_format))
 
@@ -27,7 +27,7 @@ def test_size(driver: Driver, size: tuple[int, int]) -> None:
     driver.expect(driver.draw(*size))
 
 
-def test_offset(driver: Driver) -> None:
+def test_S08_S09_offset(driver: Driver) -> None:
     """Row S08: a scanout that is a window of a resource, and then another window (S09)."""
     whole = driver.draw(200, 150)
     for rect in ((40, 30, 100, 60), (0, 0, 100, 60), (100, 90, 100, 60)):
@@ -43,7 +43,7 @@ def test_two_heads(driver: Driver) -> None:
     driver.expect(second, head=1)
 
 
-def test_one_resource_on_two_heads(driver: Driver) -> None:
+def test_S10_one_resource_on_two_heads(driver: Driver) -> None:
     """Row S10: one flush, two screens, each with its own window."""
     whole = driver.draw(128, 64)
     left, right = (0, 0, 64, 64), (64, 0, 64, 64)
@@ -56,7 +56,7 @@ def test_one_resource_on_two_heads(driver: Driver) -> None:
     driver.expect(crop(whole, 128, right), head=1)
 
 
-def test_damage(driver: Driver) -> None:
+def test_F04_F05_damage(driver: Driver) -> None:
     """Rows F04, F05: only what is flushed is new, in the scanout's coordinates."""
     old = driver.draw(100, 100)
     rect = (20, 10, 60, 70)
@@ -89,7 +89,7 @@ def test_scattered_backing(driver: Driver) -> None:
     driver.expect(gpu.rgb(pixels))
 
 
-def test_cursor_disturbs_nothing(driver: Driver) -> None:
+def test_K01_K02_K05_K06_K14_K15_cursor_disturbs_nothing(driver: Driver) -> None:
     """Rows K01 to K15 on a real QEMU: the pointer's commands, right and wrong, in the middle of a
     frame. Trap 20: a head that is not there."""
     pixels = gpu.noise(64 * 64 * 4, 4)
@@ -118,7 +118,7 @@ def test_cursor_disturbs_nothing(driver: Driver) -> None:
     driver.expect(driver.draw(64, 48, seed=5))
 
 
-def test_many_moves(driver: Driver) -> None:
+def test_K16_many_moves(driver: Driver) -> None:
     """Row K16: a batch of moves is given back whole."""
     queue = driver.device.queues[1]
     for slot in range(16):
@@ -130,7 +130,7 @@ def test_many_moves(driver: Driver) -> None:
 
 
 @pytest.mark.parametrize("flags", [gpu.FENCE, gpu.FENCE | gpu.RING_IDX, gpu.FENCE | 1 << 31])
-def test_fence(driver: Driver, flags: int) -> None:
+def test_E15_E16_E17_E18_fence(driver: Driver, flags: int) -> None:
     """Rows E15 to E18: the fence comes back, on errors and on answers of QEMU's too."""
     requests = (
         gpu.create_2d(1, 1, 64, 48),
@@ -145,7 +145,7 @@ def test_fence(driver: Driver, flags: int) -> None:
         assert struct.unpack_from("<IQIB", answer, 4) == (gpu.FENCE, fence, 7, 0)
 
 
-def test_fences_in_order(driver: Driver) -> None:
+def test_E22_fences_in_order(driver: Driver) -> None:
     """Decision 8: a fenced answer never overtakes an earlier one, whatever QEMU was asked."""
     driver.draw(640, 480)
     queue = driver.device.queues[0]
@@ -160,7 +160,7 @@ def test_fences_in_order(driver: Driver) -> None:
     assert [slots[head] for head, _ in queue.take()] == list(range(24))
 
 
-def test_off_and_on(driver: Driver) -> None:
+def test_trap_1_off_and_on(driver: Driver) -> None:
     """Trap 1: after SCANOUT(0) an UPDATE crashes QEMU; every way to switch a head off and draw."""
     whole = (0, 0, 64, 48)
     for seed in range(3):
@@ -173,7 +173,7 @@ def test_off_and_on(driver: Driver) -> None:
     driver.expect(driver.draw(80, 48, seed=7))
 
 
-def test_off_and_on_in_one_kick(driver: Driver) -> None:
+def test_trap_1_off_and_on_in_one_kick(driver: Driver) -> None:
     """Trap 1: the same without time for QEMU to read between."""
     picture = driver.draw(64, 48)
     whole = (0, 0, 64, 48)
@@ -188,7 +188,7 @@ def test_off_and_on_in_one_kick(driver: Driver) -> None:
     driver.expect(picture)
 
 
-def test_huge_scanout(driver: Driver) -> None:
+def test_trap_3_huge_scanout(driver: Driver) -> None:
     """Trap 3: QEMU allocates whatever SCANOUT says and aborts where it cannot."""
     whole = (0, 0, 16, 4_000_000)
     driver.ok(

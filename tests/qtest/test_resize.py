@@ -10,7 +10,7 @@ from tests.qtest.machine import served
 from tests.support.qtest import wait_until
 
 
-def test_resize(the_qemu: Qemu) -> None:
+def test_D03_V15_resize(the_qemu: Qemu) -> None:
     """Row D03: events_read says DISPLAY, the next GET_DISPLAY_INFO has the new size (it is asked of
     QEMU each time), and the guest's events_clear is taken (row V15)."""
     with served(the_qemu, options="max_outputs=2", display="dbus,p2p=yes") as pair:

@@ -42,7 +42,7 @@ def test_features(driver: Driver) -> None:
 
 
 @pytest.mark.parametrize("features", [0, INDIRECT_DESC, EVENT_IDX, INDIRECT_DESC | EVENT_IDX])
-def test_ring_features(pair: Served, features: int) -> None:
+def test_trap_14_ring_features(pair: Served, features: int) -> None:
     """Trap 14, rule 7: the guest may accept what QEMU offers, whatever the back-end offered."""
     pair.vm.gpu.start(features)
     driver = Driver(pair.vm)
@@ -50,13 +50,13 @@ def test_ring_features(pair: Served, features: int) -> None:
     driver.expect(driver.draw(64, 48, seed=features >> 28))
 
 
-def test_config(driver: Driver, the_qemu: Qemu) -> None:
+def test_trap_15_config(driver: Driver, the_qemu: Qemu) -> None:
     """Trap 15: 16 bytes of configuration on QEMU 10, 20 on 11. Trap 21: events are QEMU's."""
     size = 16 if the_qemu.version.startswith("10.") else 20
     assert driver.device.read_config(0, size) == struct.pack("<III", 0, 0, 2).ljust(size, b"\0")
 
 
-def test_config_polled(driver: Driver) -> None:
+def test_trap_27_config_polled(driver: Driver) -> None:
     """Trap 27: each access is a round trip that holds QEMU's big lock."""
     begin = time.monotonic()
     driver.device.read_config(0, 16 * 1)
@@ -66,14 +66,14 @@ def test_config_polled(driver: Driver) -> None:
     assert took < 0.005, f"{took * 1000:.2f} ms an access"
 
 
-def test_display_info(driver: Driver) -> None:
+def test_D01_display_info(driver: Driver) -> None:
     """Row D01: as QEMU says, for its default of 1280x800 on head 0."""
     modes = gpu.modes(driver.run(gpu.hdr(gpu.GET_DISPLAY_INFO)))
     assert modes[0] == (0, 0, 1280, 800, 1, 0)
     assert set(modes[1:]) == {(0,) * 6}
 
 
-def test_display_info_asked(the_qemu: Qemu) -> None:
+def test_D02_modes_of_the_command_line(the_qemu: Qemu) -> None:
     """Rows D01, D02: the modes come from QEMU's command line."""
     with served(the_qemu, options="max_outputs=2,xres=1000,yres=700") as pair:
         pair.vm.gpu.start()
@@ -82,7 +82,7 @@ def test_display_info_asked(the_qemu: Qemu) -> None:
 
 
 @pytest.mark.parametrize("head", [0, 1])
-def test_edid(driver: Driver, head: int) -> None:
+def test_D04_edid(driver: Driver, head: int) -> None:
     """Row D04: QEMU's EDID, every block's sum right."""
     answer = driver.run(gpu.get_edid(head))
     kind, size = struct.unpack_from("<I", answer)[0], struct.unpack_from("<I", answer, 24)[0]
@@ -94,13 +94,13 @@ def test_edid(driver: Driver, head: int) -> None:
 
 
 @pytest.mark.parametrize("head", [2, 16, 0xFFFF_FFFF])
-def test_edid_of_no_head(driver: Driver, head: int) -> None:
+def test_D05_trap_20_edid_of_no_head(driver: Driver, head: int) -> None:
     """Trap 20, row D05: QEMU never answers this one, so it must not be asked."""
     assert gpu.kind_of(driver.run(gpu.get_edid(head))) == gpu.INVALID_PARAMETER
 
 
 @pytest.mark.parametrize("size", [2, 4, 16, 32, 64])
-def test_queue_size(pair: Served, size: int) -> None:
+def test_trap_16_queue_size(pair: Served, size: int) -> None:
     """Trap 16: the driver chooses the size."""
     pair.vm.gpu.start(0, [size, min(size, 16)])
     draws(pair, seed=size)
@@ -119,13 +119,13 @@ def test_queue_wraps(pair: Served) -> None:
     draws(pair)
 
 
-def test_only_control_queue(pair: Served) -> None:
+def test_trap_17_only_control_queue(pair: Served) -> None:
     """Trap 17: OVMF sets up queue 0 alone; the other still gets CALL and ENABLE."""
     pair.vm.gpu.start(0, [None, 0])
     draws(pair)
 
 
-def test_no_queue(pair: Served) -> None:
+def test_trap_17_no_queue(pair: Served) -> None:
     """Trap 17: DRIVER_OK without any queue, then a real start."""
     pair.vm.gpu.start(0, [0, 0])
     assert pair.vm.gpu.status & DRIVER_OK
@@ -133,7 +133,7 @@ def test_no_queue(pair: Served) -> None:
     draws(pair)
 
 
-def test_intx(driver: Driver) -> None:
+def test_trap_18_intx(driver: Driver) -> None:
     """Trap 18: without MSI-X the call descriptors come before SET_FEATURES."""
     vm = driver.vm
     vm.qtest.read(1, driver.device.isr)  # reading clears it
@@ -218,7 +218,7 @@ def test_no_interrupt(pair: Served) -> None:
     assert vm.qtest.read(1, vm.gpu.isr) == 0
 
 
-def test_reset_before_start(pair: Served) -> None:
+def test_trap_23_reset_before_start(pair: Served) -> None:
     """Trap 23: RESET_DEVICE comes many times, also before any start, and has no reply."""
     for _ in range(20):
         pair.vm.gpu.reset()
@@ -226,7 +226,7 @@ def test_reset_before_start(pair: Served) -> None:
     draws(pair)
 
 
-def test_packed_ring(the_qemu: Qemu) -> None:
+def test_trap_14_packed_ring(the_qemu: Qemu) -> None:
     """Trap 14: the user may switch on what the back-end has not. The ring is dead, nobody else."""
     with served(the_qemu, options="packed=on") as pair:
         pair.vm.gpu.start(1 << 34)

@@ -37,12 +37,16 @@ class Qtest:
         QEMU reads on while it has lines, so forty register writes cost one round trip.
         """
         deadline = time.monotonic() + self._patience
+        self.send(lines)
+        return [self._answer(line, deadline) for line in lines]
+
+    def send(self, lines: Sequence[str]) -> None:
+        """Send commands and wait for nothing. Their answers must never be read: use it last."""
         try:
             self._sock.settimeout(self._patience)
             self._sock.sendall("".join(f"{line}\n" for line in lines).encode())
         except OSError as error:
             raise QtestError(f"{lines[0]}: QEMU takes nothing ({error})") from error
-        return [self._answer(line, deadline) for line in lines]
 
     def command(self, line: str) -> str:
         return self.commands([line])[0]

@@ -157,6 +157,10 @@ class VirtioPci:
     def status(self, value: int) -> None:
         self.qtest.write(1, self._common + 0x14, value)
 
+    def send_status(self, value: int) -> None:
+        """Write the status and do not wait; the last that is done to the device (Qtest.send)."""
+        self.qtest.send([write(1, self._common + 0x14, value)])
+
     def reset(self) -> None:
         self.status = 0
         wait_until(lambda: self.status == 0, "the device's reset")
