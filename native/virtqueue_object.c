@@ -12,6 +12,7 @@ struct virtqueue {
 	uint64_t serial;  // an element of a stopped ring must not enter its successor
 	uint64_t desc_uva, avail_uva, used_uva;
 	bool busy;
+	bool broken; // for good; without memory and not broken it is lost
 };
 
 // The life of a ring ----------------------------------------------------------------------
@@ -57,26 +58,41 @@ static void *break_ring(struct virtqueue *self)
 		if (!self->reason)
 			PyErr_Clear();
 	}
+	self->broken = true;
 	Py_CLEAR(self->ring.memory);
 	PyErr_Restore(type, value, traceback);
 	return NULL;
 }
 
-static bool usable(struct virtqueue *self)
+static bool idle(struct virtqueue *self)
+{
+	// Another thread is copying without the GIL: a bug of ours, but no reason to crash.
+	if (self->busy)
+		PyErr_SetString(PyExc_RuntimeError, "the virtqueue is in use by another thread");
+	return !self->busy;
+}
+
+static void raise_broken(struct virtqueue *self)
 {
 	struct state *state = state_of(Py_TYPE(self));
 
-	// Another thread is copying without the GIL: a bug of ours, but no reason to crash.
-	if (self->busy) {
-		PyErr_SetString(PyExc_RuntimeError, "the virtqueue is in use by another thread");
-		return false;
-	}
-	if (self->ring.memory)
-		return true;
 	if (self->reason)
 		PyErr_Format(state->ring_error, "the ring is broken: %U", self->reason);
 	else
 		PyErr_SetString(state->ring_error, "the ring is broken");
+}
+
+static bool usable(struct virtqueue *self)
+{
+	if (!idle(self))
+		return false;
+	if (self->ring.memory)
+		return true;
+	if (self->broken)
+		raise_broken(self);
+	else
+		PyErr_SetString(state_of(Py_TYPE(self))->ring_error,
+				"the ring's memory is not in the memory table");
 	return false;
 }
 
@@ -144,11 +160,16 @@ static PyObject *virtqueue_rebind(PyObject *object, PyObject *args, PyObject *kw
 	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!:rebind", names,
 					 state_of(Py_TYPE(object))->guest_memory, &memory))
 		return NULL;
-	if (!usable(self))
+	if (!idle(self))
 		return NULL;
+	if (self->broken) {
+		raise_broken(self);
+		return NULL;
+	}
+	Py_CLEAR(self->ring.memory); // first: nothing may hold the old mapping, whatever comes
 	if (!locate(self, (struct memory *)memory))
-		return break_ring(self);
-	Py_SETREF(self->ring.memory, memory_ref(memory));
+		return NULL;
+	self->ring.memory = memory_ref(memory);
 	Py_RETURN_NONE;
 }
 

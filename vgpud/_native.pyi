@@ -160,8 +160,9 @@ class Virtqueue:
         publishing and notifying, and the driver would wait for ever.
         """
     def rebind(self, memory: GuestMemory) -> None:
-        """Resolve the ring's addresses in another memory table; raises as the constructor.
-        On an error the ring is broken and holds no memory any more."""
+        """Resolve the ring's addresses in another memory table. Raises ValueError where they are
+        not there: the ring is then lost, holds no memory and is of no use, until a later call
+        finds them. Raises RingError for a broken one."""
 
 def transfer(
     surface: Buffer,

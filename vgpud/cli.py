@@ -94,10 +94,10 @@ def _outputs(text: str) -> tuple[tuple[int, int], ...]:
 def parse(arguments: Sequence[str] | None = None) -> Config:
     """The configuration; exits with status 2 and one line for what cannot be understood."""
     parser = _parser()
-    options = parser.parse_args(arguments)
-    if options.print_capabilities:
-        print(json.dumps(CAPABILITIES))
+    if "--print-capabilities" in (sys.argv[1:] if arguments is None else arguments):
+        print(json.dumps(CAPABILITIES))  # whatever else is there (QEMU's convention)
         parser.exit(0)
+    options = parser.parse_args(arguments)
     if options.virgl:
         parser.error("--virgl: vgpud has no 3D; start the VM without it (accel3d='no')")
     if options.socket_path is None and options.fd is None and "LISTEN_FDS" not in os.environ:

@@ -34,10 +34,6 @@ class Virtqueue:
     def next_avail(self) -> int:
         return self._ring.next_avail
 
-    @property
-    def in_flight(self) -> int:
-        return self._ring.in_flight
-
     def pop(self) -> Element | None:
         try:
             return self._ring.pop()
@@ -56,9 +52,13 @@ class Virtqueue:
         except (_native.RingError, _native.GuestFault) as error:
             raise RingBroken(str(error)) from error
 
-    def rebind(self, memory: Snapshot) -> None:
-        """The memory table changed (decision 11): QEMU does not send the addresses again."""
+    def rebind(self, memory: Snapshot) -> bool:
+        """The memory table changed (decision 11): QEMU does not send the addresses again. True if
+        they are in it; else the ring is lost until a later table has them."""
         try:
             self._ring.rebind(memory.native)
-        except (ValueError, _native.RingError, _native.GuestFault) as error:
+        except ValueError:
+            return False
+        except _native.RingError as error:
             raise RingBroken(str(error)) from error
+        return True

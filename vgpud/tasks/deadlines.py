@@ -35,7 +35,7 @@ class Deadlines:
             self._added.set()
 
     async def run(self) -> None:
-        """Wait for the first deadline that still matters, or for an earlier one, until cancelled."""
+        """Wait for the first deadline that matters, or an earlier one, until cancelled."""
         while True:
             while self._heap and self._heap[0][2].done:
                 heapq.heappop(self._heap)

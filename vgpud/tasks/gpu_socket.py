@@ -179,7 +179,9 @@ class GpuSocket:
         while parts:
             pieces = [parts[i] for i in range(min(len(parts), PARTS))]
             try:
-                if out.dmabuf is None:
+                # Its pages may have left the memory table meanwhile: then the head goes dark until
+                # it is told of the next.
+                if out.dmabuf is None or out.dmabuf.fileno() < 0:
                     sent = self.sock.sendmsg(pieces)
                 else:
                     sent = socket.send_fds(self.sock, pieces, [out.dmabuf.fileno()])

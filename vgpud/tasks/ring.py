@@ -50,17 +50,16 @@ class RingTask:
         self._err: EventFd | None = None
         self._server = server
         self._stats = stats
-        self._enabled = trio.Event()
+        self._enabled = False
+        self._lost = False
+        self._go = trio.Event()
+        self._late: list[tuple[Element, bytes]] = []
         self._queue: Virtqueue | None = None
         self._kick: EventFd | None = None
         self._scope = trio.CancelScope()
         self._stopped = trio.Event()
         self._serving = False
         self._broken = False
-
-    @property
-    def started(self) -> bool:
-        return self._queue is not None
 
     def set_call(self, call: EventFd | None) -> None:
         """Where to notify the driver from now on; None: it polls."""
@@ -92,14 +91,13 @@ class RingTask:
         """The ring may be served; run() must be started next."""
         self._queue, self._kick = queue, kick
         self._scope, self._stopped = trio.CancelScope(), trio.Event()
-        self._broken = False
+        self._broken = self._lost = False
+        self._may_serve()
 
     def enable(self, enabled: bool) -> None:
         """SET_VRING_ENABLE: a disabled ring keeps its elements."""
-        if enabled:
-            self._enabled.set()
-        elif self._enabled.is_set():
-            self._enabled = trio.Event()
+        self._enabled = enabled
+        self._may_serve()
 
     async def run(self) -> None:
         """Serve until stop(). A broken ring stays silent until then: QEMU must reset it."""
@@ -109,7 +107,7 @@ class RingTask:
         try:
             with self._scope:
                 while True:
-                    await self._enabled.wait()
+                    await self._go.wait()
                     # Once without a kick: those of before the start were discarded by QEMU.
                     if self._serve(queue):
                         await trio.lowlevel.checkpoint()
@@ -132,23 +130,39 @@ class RingTask:
         try:
             self._serving = True
             self._server.stop()
-            if not self._broken:
+            if not self._broken and not self._lost:
                 self._publish(queue)
         except RingBroken as error:
             self._break(error)
         self._serving = False
+        self._late.clear()
         self._queue = self._kick = None
         kick.close()
         return queue.next_avail
 
     def rebind(self, memory: Snapshot) -> None:
-        """Follow the memory table (QEMU does not send ring addresses again); a ring whose
-        addresses have gone is broken."""
-        if self._queue is not None:
-            try:
-                self._queue.rebind(memory)
-            except RingBroken as error:
-                self._break(error)
+        """Follow the memory table: QEMU does not send ring addresses again. Where they have gone
+        the ring rests until they are back: with memory slots QEMU removes a region that changes
+        its shape before it adds it."""
+        queue = self._queue
+        if queue is None or self._broken:
+            return
+        try:
+            self._lost = not queue.rebind(memory)
+            if not self._lost and self._late:
+                late, self._late = self._late, []
+                for element, response in late:
+                    queue.push(element, response)
+                self._publish(queue)
+        except RingBroken as error:
+            self._break(error)
+        self._may_serve()
+
+    def _may_serve(self) -> None:
+        if self._enabled and not self._lost:
+            self._go.set()
+        elif self._go.is_set():
+            self._go = trio.Event()
 
     def _serve(self, queue: Virtqueue) -> bool:
         """One batch; True if there may be more."""
@@ -175,6 +189,9 @@ class RingTask:
     def _push(self, element: Element, response: bytes) -> None:
         queue = self._queue
         if queue is None or self._broken:
+            return
+        if self._lost:
+            self._late.append((element, response))
             return
         try:
             queue.push(element, response)

@@ -15,7 +15,7 @@ import pytest
 from tests.support.fake_pixels import CHANNELS
 from tests.support.fake_udmabuf import FakeUdmabuf
 from tests.unit.host.memory import GPA, PAGE, SEALS, entries, memfd, open_fds, pages, region, rss
-from vgpud.device.pixels import BlobBacking, Layout, Picture
+from vgpud.device.pixels import Backing, Layout, Picture
 from vgpud.errors import GuestError
 from vgpud.host.backing import HostBacking, HostPicture
 from vgpud.host.dmabuf import Dmabuf
@@ -81,7 +81,7 @@ def refuses(call: object, *args: object) -> None:
 
 
 def test_it_is_the_device_s_port(guest: Guest) -> None:
-    backing: BlobBacking = guest.store.resolve(pages(0))
+    backing: Backing = guest.store.resolve(pages(0))
     picture: Picture = backing.picture(Layout(4, 4, 16, 0, 2), PAGE)
     assert (picture.width, picture.height, picture.stride, picture.lost) == (4, 4, 16, False)
 
