@@ -226,13 +226,16 @@ class Head:
 
     def _next_buffer(self, picture: Picture, source: _Source, terms: Terms) -> Outgoing | None:
         """DMABUF_SCANOUT where QEMU has another buffer, then DMABUF_UPDATE, one at a time; what
-        is damaged meanwhile is merged."""
+        is damaged or shown meanwhile is merged: QEMU reads nothing before it has answered, and a
+        buffer in the socket is one that no quota counts."""
+        if not terms.may_update:
+            return None
         if self._way is not _Way.BUFFER or self._told != source.layout:
             self._way, self._told = _Way.BUFFER, source.layout
             if not self._damage:
                 self._damage.append((self._whole(), []))
             return self._dmabuf_scanout(source, terms)
-        if not self._damage or not terms.may_update:
+        if not self._damage:
             return None
         self._merge_damage()
         rect, tickets = self._damage[0]
