@@ -1394,7 +1394,7 @@ class AnyDisplay(RuleBasedStateMachine):
 
 
 TestAnyDisplay = AnyDisplay.TestCase
-TestAnyDisplay.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)
+TestAnyDisplay.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 
 point = st.integers(0, 31)
 
