@@ -219,11 +219,24 @@ def test_the_writable_part_left_memory_before_the_push(rig, access, tmp_path):
         made.device.push(element, b"")
 
 
-def test_rebind_without_the_ring_breaks_it_and_lets_the_memory_go(rig):
+def test_rebind_without_the_ring_lets_the_memory_go_until_it_is_back(rig):
+    """QEMU takes a region that changes its shape out of the table before it puts it back."""
     made = rig()
+    made.driver.add([b"x"], [4])
+    element = made.device.pop()
     with pytest.raises(ValueError, match="desc"):
         made.device.rebind(_native.GuestMemory([]))
-    assert_broken(made)
+    for use in (made.device.pop, made.device.publish, lambda: made.device.push(element, b"")):
+        with pytest.raises(_native.RingError, match="not in the memory table"):
+            use()
+    with pytest.raises(ValueError, match="desc"):
+        made.device.rebind(_native.GuestMemory([]))
+    made.device.rebind(made.memory)
+    made.device.push(element, b"abcd")
+    made.device.publish()
+    assert [length for _, length in made.driver.used()] == [4]
+    with pytest.raises(ValueError, match="desc"):
+        made.device.rebind(_native.GuestMemory([]))
     before = mappings()
     del made.memory
     assert mappings() < before

@@ -6,25 +6,38 @@ table is replaced, and every backing that still lives follows (decision 11).
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import mmap
 import os
 import resource
+import struct
 import weakref
+from array import array
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any, Protocol
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tests.support.fake_pixels import CHANNELS, PAGE, FakeGuest, FakePixelStore, entries, entry
-from vgpud.device.pixels import Backing, PixelStore, Surface
+from tests.support.fake_pixels import (
+    CHANNELS,
+    FOURCC,
+    PAGE,
+    FakeDmabuf,
+    FakeGuest,
+    FakePixelStore,
+    entries,
+    entry,
+)
+from vgpud.device.pixels import Backing, Dmabuf, Layout, Picture, PixelStore, Surface
 from vgpud.errors import GuestError
 from vgpud.host.fd import OwnedFd
 from vgpud.host.guest_memory import GuestMemory
 from vgpud.host.surfaces import HUGE, SMALL, HostPixelStore
+from vgpud.host.udmabuf import Udmabuf
 from vgpuwire import MemRegion, Rect
 
 UNSPEC, OUT_OF_MEMORY = 0x1200, 0x1201
@@ -44,12 +57,15 @@ class World(Protocol):
     def truncate(self, address: int) -> None:
         """The file behind the range at `address` loses all its bytes."""
 
+    def look(self, dmabuf: Dmabuf) -> bytes:
+        """What is in it: all that was there when it was made, at least."""
+
 
 class FakeWorld:
-    def __init__(self, stack: ExitStack) -> None:
+    def __init__(self, stack: ExitStack, exports: bool = False) -> None:
         self._ram: dict[tuple[int, int], bytearray] = {}
         self._guest = FakeGuest()
-        self._fake = FakePixelStore(self._guest)
+        self._fake = FakePixelStore(self._guest, exports)
         self.store: PixelStore = self._fake
 
     def plug(self, *ranges: tuple[int, int]) -> None:
@@ -65,24 +81,40 @@ class FakeWorld:
     def truncate(self, address: int) -> None:
         self._guest.vanish(address)
 
+    def look(self, dmabuf: Dmabuf) -> bytes:
+        assert isinstance(dmabuf, FakeDmabuf)
+        return dmabuf.look()
+
+
+def copied(device: int, items: bytes, fds: array[int]) -> int:
+    """Instead of UDMABUF_CREATE_LIST, whose device a test machine may lack: a copy."""
+    made = os.memfd_create("udmabuf")
+    for number, _, offset, size in struct.iter_unpack("=IIQQ", items):
+        os.write(made, os.pread(fds[number], size, offset))
+    return made
+
 
 class HostWorld:
     """One memfd a range, mapped by the native module."""
 
-    def __init__(self, stack: ExitStack) -> None:
+    def __init__(self, stack: ExitStack, exports: bool = False) -> None:
+        self._exports = exports
         self._stack = stack
         self._files: dict[tuple[int, int], OwnedFd] = {}
         self._ranges: list[tuple[int, int]] = []
         self._memory = GuestMemory()
-        self._host = HostPixelStore(self._memory.snapshot)
+        udmabuf = Udmabuf("/dev/null", parameters="/nowhere", create=copied) if exports else None
+        self._host = HostPixelStore(self._memory.snapshot, udmabuf, exports)
         self.store: PixelStore = self._host
 
     def plug(self, *ranges: tuple[int, int]) -> None:
         self._ranges = list(ranges)
         for address, size in ranges:
             if (address, size) not in self._files:
-                fd = OwnedFd(os.memfd_create(f"ram-{address:x}"))
+                fd = OwnedFd(os.memfd_create(f"ram-{address:x}", os.MFD_ALLOW_SEALING))
                 os.ftruncate(fd.fileno(), PAGE + size)
+                if self._exports:
+                    fcntl.fcntl(fd.fileno(), fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
                 self._files[address, size] = self._stack.enter_context(fd)
         self._memory.replace(
             (MemRegion(address, size, 0x7F00_0000_0000 + address, PAGE), self._files[address, size])
@@ -101,6 +133,9 @@ class HostWorld:
         (key,) = (key for key in self._ranges if key[0] == address)
         os.ftruncate(self._files[key].fileno(), 0)
 
+    def look(self, dmabuf: Dmabuf) -> bytes:
+        return os.pread(dmabuf.fileno(), dmabuf.size, 0)
+
 
 WORLDS: dict[str, Callable[[ExitStack], World]] = {"fake": FakeWorld, "host": HostWorld}
 
@@ -110,6 +145,16 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
     """Sixteen pages from address 0, every byte of them different from its neighbours."""
     with ExitStack() as stack:
         made = WORLDS[request.param](stack)
+        made.plug((0, 16 * PAGE))
+        made.write(0, guest_bytes(16 * PAGE))
+        yield made
+
+
+@pytest.fixture(params=WORLDS)
+def exporting(request: pytest.FixtureRequest) -> Iterator[World]:
+    """The same, with dma-bufs."""
+    with ExitStack() as stack:
+        made: World = {"fake": FakeWorld, "host": HostWorld}[request.param](stack, exports=True)
         made.plug((0, 16 * PAGE))
         made.write(0, guest_bytes(16 * PAGE))
         yield made
@@ -408,6 +453,207 @@ def test_memory_that_vanishes_is_the_guest_s_error(world: World) -> None:
     surface.fill(both, Rect(0, 0, 8, 4), 0)
     surface.fill(fine, Rect(0, 0, 8, 4), 0)
     assert bytes(surface.pixels) == GUEST[:128]
+
+
+# -- pictures
+
+
+def joined(picture: Picture, rect: Rect) -> bytes:
+    return b"".join(picture.rows(rect))
+
+
+def looked(layout: Layout, rect: Rect, blob: bytes = GUEST) -> bytes:
+    """Pixel by pixel, from the specification's words."""
+    found = b""
+    order = CHANNELS[layout.format].replace("X", "A")
+    for y in range(rect.y, rect.y + rect.height):
+        for x in range(rect.x, rect.x + rect.width):
+            at = layout.offset + y * layout.stride + x * 4
+            guest = dict(zip(order, blob[at : at + 4], strict=True))
+            found += bytes(guest[channel] for channel in "BGRA")
+    return found
+
+
+@pytest.mark.parametrize("pixel_format", CHANNELS)
+@pytest.mark.parametrize(("stride", "offset"), [(80, 0), (81, 3), (4096, 5000), (128, 4)])
+def test_B15_F14_F15_a_picture_of_guest_pages(
+    world: World, pixel_format: int, stride: int, offset: int
+) -> None:
+    layout = Layout(20, 10, stride, offset, pixel_format)
+    backing = world.store.resolve(entries((0, 16 * PAGE)))
+    picture = backing.picture(layout, 16 * PAGE)
+    assert (picture.width, picture.height, picture.stride) == (20, 10, stride)
+    assert picture.fourcc == FOURCC[pixel_format]
+    for rect in (Rect(0, 0, 20, 10), Rect(3, 2, 16, 7), Rect(19, 9, 1, 1), Rect(0, 5, 20, 1)):
+        assert joined(picture, rect) == looked(layout, rect)
+    assert picture.dmabuf() is None
+    assert not picture.lost
+
+
+def test_L15_L17_a_picture_of_scattered_bytes(world: World) -> None:
+    pieces = [(n * 37, 13) for n in range(500)]
+    content = b"".join(GUEST[at : at + length] for at, length in pieces)
+    layout = Layout(16, 16, 101, 7, 67)
+    picture = world.store.resolve(entries(*pieces)).picture(layout, len(content))
+    assert joined(picture, Rect(0, 0, 16, 16)) == looked(layout, Rect(0, 0, 16, 16), content)
+
+
+def test_B09_the_last_row_of_a_picture_ends_with_its_pixels(world: World) -> None:
+    layout = Layout(16, 16, 200, 0, 2)
+    size = 15 * 200 + 64
+    picture = world.store.resolve(entries((16 * PAGE - size, size))).picture(layout, size)
+    found = joined(picture, Rect(0, 15, 16, 1))
+    assert found == GUEST[-64:]
+
+
+def test_T16_every_look_reads_the_guest_s_memory_anew(world: World) -> None:
+    picture = world.store.resolve(entries((0, PAGE))).picture(Layout(16, 16, 64, 0, 1), PAGE)
+    first = picture.rows(Rect(0, 0, 16, 1))
+    world.write(0, b"\5" * 64)
+    assert b"".join(first) == GUEST[:64], "what is on its way does not change"
+    assert joined(picture, Rect(0, 0, 16, 1)) == b"\5" * 64
+
+
+def test_K07_a_backing_is_read_from_any_byte_to_its_end(world: World) -> None:
+    pieces = [(100, 50), (PAGE - 3, 10), (7, 0x33)]
+    content = b"".join(GUEST[at : at + length] for at, length in pieces)
+    backing = world.store.resolve(entries(*pieces))
+    for offset in (0, 1, 49, 50, 59, 60, len(content) - 1, len(content), len(content) + 1, 1 << 40):
+        for length in (0, 1, 10, 60, len(content), 16384):
+            assert backing.read(offset, length) == content[offset : offset + length]
+
+
+def test_R09_a_picture_is_lost_and_comes_back_with_its_pages(world: World) -> None:
+    backing = world.store.resolve(entries((0, 64), (8 * PAGE, PAGE)))
+    picture = backing.picture(Layout(16, 16, 64, 0, 2), 1024)
+    for lost in ([(0, PAGE)], [(8 * PAGE, PAGE)], []):
+        world.plug(*lost)
+        assert picture.lost
+        refuses(UNSPEC, picture.rows, Rect(0, 0, 16, 1))
+        refuses(UNSPEC, backing.read, 0, 1)
+        assert picture.dmabuf() is None
+    world.plug((0, PAGE), (8 * PAGE, PAGE))
+    world.write(0, b"\7" * 64)
+    assert not picture.lost
+    assert joined(picture, Rect(0, 0, 16, 1)) == b"\7" * 64
+
+
+def test_A22_a_picture_whose_pages_vanish_is_the_guest_s_error(world: World) -> None:
+    world.plug((0, 16 * PAGE), (1 << 20, PAGE))
+    backing = world.store.resolve(entries((0, 64), (1 << 20, PAGE)))
+    picture = backing.picture(Layout(16, 16, 64, 0, 2), 1024)
+    world.truncate(1 << 20)
+    refuses(UNSPEC, picture.rows, Rect(0, 0, 16, 16))
+    refuses(UNSPEC, backing.read, 64, 1)
+    assert joined(picture, Rect(0, 0, 16, 1)) == GUEST[:64]
+
+
+@pytest.mark.parametrize("rect", [Rect(0, 0, 20, 9), Rect(2, 3, 17, 4), Rect(5, 8, 15, 1)])
+def test_a_surface_is_a_picture_of_its_pixels(world: World, rect: Rect) -> None:
+    surface = canvas(world, 20, 9, 121)
+    surface.fill(world.store.resolve(entries((0, 720))), Rect(0, 0, 20, 9), 0)
+    assert (surface.fourcc, surface.lost, surface.stride) == (FOURCC[2], False, 80)
+    assert joined(surface, rect) == looked(Layout(20, 9, 80, 0, 121), rect)
+    assert surface.dmabuf() is None
+
+
+# -- dma-bufs
+
+
+def test_B13_all_pictures_of_a_backing_share_one_dmabuf(exporting: World) -> None:
+    backing = exporting.store.resolve(entries((2 * PAGE, PAGE), (0, PAGE)))
+    one = backing.picture(Layout(16, 16, 64, 0, 2), 2 * PAGE)
+    two = backing.picture(Layout(32, 20, 128, 0, 67), 2 * PAGE)
+    dmabuf = one.dmabuf()
+    assert dmabuf is not None
+    assert dmabuf is one.dmabuf() is two.dmabuf()
+    assert dmabuf.size == 2 * PAGE
+    assert exporting.look(dmabuf) == GUEST[2 * PAGE : 3 * PAGE] + GUEST[:PAGE]
+
+
+def test_L13_a_dmabuf_is_whole_pages(exporting: World) -> None:
+    backing = exporting.store.resolve(entries((0, 4 * PAGE)))
+    dmabuf = backing.picture(Layout(16, 16, 64, 0, 2), PAGE + 1).dmabuf()
+    assert dmabuf is not None
+    assert dmabuf.size == 2 * PAGE
+
+
+def test_V06_a_picture_that_starts_elsewhere_has_no_dmabuf(exporting: World) -> None:
+    backing = exporting.store.resolve(entries((0, 4 * PAGE)))
+    for offset in (4, 64, PAGE):
+        assert backing.picture(Layout(16, 16, 64, offset, 2), 4 * PAGE).dmabuf() is None
+    assert backing.picture(Layout(16, 16, 64, 0, 2), 4 * PAGE).dmabuf() is not None
+
+
+def test_R09_another_memory_table_means_another_dmabuf(exporting: World) -> None:
+    backing = exporting.store.resolve(entries((0, PAGE)))
+    picture = backing.picture(Layout(16, 16, 64, 0, 2), PAGE)
+    first = picture.dmabuf()
+    exporting.plug()
+    assert picture.dmabuf() is None
+    exporting.plug((0, 16 * PAGE))
+    second = picture.dmabuf()
+    assert second is not first
+    assert second is not None
+    assert second is picture.dmabuf()
+
+
+def test_a_surface_has_one_dmabuf_of_all_its_rows(exporting: World) -> None:
+    surface = exporting.store.create_surface(130, 200, 1)
+    surface.fill(
+        exporting.store.resolve(entries((0, 16 * PAGE), (0, 16 * PAGE))), Rect(0, 0, 130, 200), 0
+    )
+    dmabuf = surface.dmabuf()
+    assert dmabuf is not None
+    assert dmabuf is surface.dmabuf()
+    assert dmabuf.size >= surface.stride * 200
+    assert dmabuf.size % PAGE == 0
+    content = exporting.look(dmabuf)
+    for y in (0, 1, 199):
+        row = content[y * surface.stride :][:520]
+        assert row == joined(surface, Rect(0, y, 130, 1)) == (GUEST * 2)[y * 520 :][:520]
+    exporting.plug()
+    assert surface.dmabuf() is dmabuf, "it is no page of the guest's"
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    pixel_format=st.sampled_from(sorted(CHANNELS)),
+    pieces=st.lists(
+        st.tuples(st.integers(0, 3 * PAGE), st.integers(1, 90) | st.integers(1, PAGE)),
+        min_size=1,
+        max_size=8,
+    ),
+    size=st.tuples(st.integers(1, 12), st.integers(1, 8)),
+    slack=st.integers(0, 40),
+    offset=st.integers(0, 100),
+    corners=st.tuples(*[st.floats(0, 1)] * 4),
+)
+def test_the_fake_and_the_real_store_see_the_same_picture(
+    pixel_format: int,
+    pieces: list[tuple[int, int]],
+    size: tuple[int, int],
+    slack: int,
+    offset: int,
+    corners: tuple[float, float, float, float],
+) -> None:
+    (width, height), total = size, sum(length for _, length in pieces)
+    stride = width * 4 + slack
+    assume(offset + stride * (height - 1) + width * 4 <= total)
+    x, y = round(corners[0] * (width - 1)), round(corners[1] * (height - 1))
+    rect = Rect(
+        x, y, 1 + round(corners[2] * (width - x - 1)), 1 + round(corners[3] * (height - y - 1))
+    )
+    made: list[bytes] = []
+    with ExitStack() as stack:
+        for make in WORLDS.values():
+            world = make(stack)
+            world.plug((0, PAGE), (PAGE, 2 * PAGE), (3 * PAGE, 2 * PAGE))
+            world.write(0, GUEST[: 5 * PAGE])
+            backing = world.store.resolve(entries(*pieces))
+            picture = backing.picture(Layout(width, height, stride, offset, pixel_format), total)
+            made.append(joined(picture, rect))
+    assert made[0] == made[1]
 
 
 # -- one against the other

@@ -151,8 +151,7 @@ def test_where_no_descriptor_is_left_it_is_not_exportable(
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
     try:
         surfaces = [made.create_surface(256, 64, 1) for _ in range(2)]
-        with pytest.raises(OSError, match="Too many open files"):
-            made.create_private(16, 16)
+        assert made.create_private(16, 16) is None
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert [one.export() for one in surfaces] == [None, None]
