@@ -234,8 +234,9 @@ class Machine:
 
 
 @asynccontextmanager
-async def machine(**options: object) -> AsyncIterator[Machine]:
-    """A machine whose session runs; at the end QEMU leaves and the session must have ended well."""
+async def machine(*, fails: bool = False, **options: object) -> AsyncIterator[Machine]:
+    """A machine whose session runs; at the end QEMU leaves and the session must have ended well,
+    unless it `fails`: then `vm.error` says how."""
     vm = Machine(**options)  # type: ignore[arg-type]
     async with trio.open_nursery() as nursery:
         vm.attach(nursery)
@@ -244,7 +245,7 @@ async def machine(**options: object) -> AsyncIterator[Machine]:
             vm.frontend.close()
             with trio.fail_after(PATIENCE):
                 await vm.ended.wait()
-            if vm.error is not None:
+            if vm.error is not None and not fails:
                 raise vm.error
         finally:
             vm.close()
