@@ -8,15 +8,19 @@ import pytest
 
 from tests.unit.device.driver import (
     BAD_PARAMETER,
+    BAD_SCANOUT,
     FENCE,
     OK_DISPLAY_INFO,
     OK_EDID,
     Driver,
     get_display_info,
     get_edid,
+    set_scanout,
 )
 from tests.unit.device.test_edid import detailed_timing
+from vgpud.device.envelope import Envelope
 from vgpud.device.outcome import Question, Silence
+from vgpud.device.outputs import Outputs
 
 Mode = tuple[int, int, int, int, int, int]
 OFF: Mode = (0, 0, 0, 0, 0, 0)
@@ -149,3 +153,27 @@ def test_D07_without_an_answer_our_own_edid_offers_the_head_s_size() -> None:
         assert (timing.h_active, timing.v_active) == size
         assert sum(edid) & 0xFF == 0
         assert answer.body[136:] == bytes(896)
+
+
+# -- heads of our own, where QEMU has no display
+
+
+def test_D02_without_a_display_the_heads_are_those_of_the_operator() -> None:
+    driver = Driver(heads=None)
+    driver.device.outputs = Outputs(Envelope(), ((1920, 1080), (640, 480)))
+    answer = driver.answer(driver.ask(get_display_info()), Silence.NOBODY)
+    assert modes(answer.body) == [(0, 0, 1920, 1080, 1, 0), (0, 0, 640, 480, 1, 0), *[OFF] * 14]
+    for head, size in enumerate(((1920, 1080), (640, 480))):
+        edid = driver.answer(driver.ask(get_edid(head)), Silence.NOBODY)
+        timing = detailed_timing(edid.body[8:136])
+        assert (edid.kind, timing.h_active, timing.v_active) == (OK_EDID, *size)
+
+
+@pytest.mark.parametrize("head", [2, 3, 15])
+def test_S01_D05_without_a_display_there_is_no_head_beyond_them(head: int) -> None:
+    driver = Driver(heads=None)
+    driver.device.outputs = Outputs(Envelope(), ((1920, 1080), (640, 480)))
+    answer = driver.answer(driver.ask(get_edid(head)), Silence.NOBODY)
+    assert answer.kind == BAD_PARAMETER
+    driver.refused(get_edid(head), BAD_PARAMETER)
+    driver.refused(set_scanout(head, 0), BAD_SCANOUT)
