@@ -43,10 +43,11 @@ sanitize:
 	$(ENTER)
 	if [ -e native/sanitize.sh ]; then bash native/sanitize.sh; fi
 
-# The QEMUs, the guest's kernel and its initramfs, fetched here so that progress is seen.
+# The QEMUs, the guest's kernel and its initramfs, and the lab, made here so that progress is seen.
 machine:
 	$(ENTER)
-	exec python -m tests.qemu.fetch
+	python -m tests.qemu.fetch
+	exec python -m tests.lab.image
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis vgpud/_native.*.so

@@ -55,13 +55,15 @@ class RemoteRun:
             self._lab.close()
 
     def _wait(self, nodeid: str) -> None:
-        try:
-            while not self._complete(nodeid):
-                if self._over:
-                    pytest.fail("the lab had ended before: see the first failure", pytrace=False)
+        error = ""
+        while not self._complete(nodeid):
+            if self._over:
+                error = error or "the lab had ended before: see the first failure"
+                pytest.fail(error, pytrace=False)
+            try:
                 self._step()
-        except (CacheError, LabError) as error:
-            pytest.fail(str(error), pytrace=False)
+            except (CacheError, LabError) as caught:
+                error = str(caught)
 
     def _complete(self, nodeid: str) -> bool:
         return any(report.when == "teardown" for report in self._arrived.get(nodeid, []))

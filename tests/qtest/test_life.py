@@ -91,6 +91,7 @@ def test_R06_trap_22_stop_and_cont(driver: Driver) -> None:
         with vm.explained():
             qmp.execute("stop")
             qmp.execute("cont")
+        driver.ok(gpu.flush(1, (0, 0, 16, 16)))  # the rest must be there on the new socket too
         driver.expect(first, head=0)
         driver.expect(second, head=1)
         with vm.explained():

@@ -15,6 +15,7 @@ import select
 import shlex
 import socket
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -129,6 +130,7 @@ class Lab:
         the machine is ended. `stream` is given the command's output as it comes.
         """
         self.command = command if isinstance(command, str) else shlex.join(command)
+        self._title = textwrap.shorten(self.command, 300)
         self._stream = stream
         self._timeout = timeout
         self._output = bytearray()
@@ -199,7 +201,7 @@ class Lab:
     def logs(self) -> str:
         """The end of every log there is."""
         parts = [self._qemu.tail(), "--- the lab's console, last lines:"]
-        parts += self.console().splitlines()[-20:]
+        parts += self.console().splitlines()[-60:]
         parts += ["--- the command's output, last lines:", *self.output.splitlines()[-20:]]
         return "\n".join(parts)
 
@@ -212,7 +214,7 @@ class Lab:
             return False
         left = self._begin + self._timeout - time.monotonic()
         if left <= 0:
-            text = f"the lab's deadline of {self._timeout:g} s is over: {self.command}"
+            text = f"the lab's deadline of {self._timeout:g} s is over: {self._title}"
             logs = self.logs()
             self.close()
             raise LabError(f"{text}\n{logs}")
@@ -238,7 +240,7 @@ class Lab:
         try:
             status = int((self.job / "status").read_text())
         except (OSError, ValueError):
-            raise LabError(f"the lab ended too early: {self.command}\n{self.logs()}") from None
+            raise LabError(f"the lab ended too early: {self._title}\n{self.logs()}") from None
         seconds = time.monotonic() - self._begin
         return LabResult(self.command, status, self.output, self.console(), seconds)
 

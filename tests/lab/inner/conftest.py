@@ -77,16 +77,18 @@ def by_kernel(device: int, items: Sequence[Item]) -> int:
 
 def by_wrapper(device: int, items: Sequence[Item]) -> int:
     """vgpud's way: each file a region of guest memory, looked at when it arrives."""
-    files: dict[int, RegionFile] = {}
-    runs = b""
+    numbers: dict[int, int] = {}
+    files: list[RegionFile] = []
+    runs = bytearray()
     for fd, offset, size in items:
-        if fd not in files:
+        if fd not in numbers:
+            numbers[fd] = len(files)
             with OwnedFd(os.dup(fd)) as borrowed:
-                files[fd] = classify(borrowed)
-        runs += UdmabufCreateItem(list(files).index(fd), offset, size).encode()
+                files.append(classify(borrowed))
+        runs += UdmabufCreateItem(numbers[fd], offset, size).encode()
     with OwnedFd(os.dup(device)) as borrowed:
         size = sum(item[2] for item in items)
-        dmabuf = Udmabuf(borrowed).export(runs, list(files.values()), size)
+        dmabuf = Udmabuf(borrowed).export(bytes(runs), files, size)
         return os.dup(dmabuf.fileno())
 
 
