@@ -180,11 +180,6 @@ def test_trap_6_second_socket(pair: Served) -> None:
     pair.alive()
 
 
-@pytest.mark.xfail(
-    strict=False,  # it is a race, though one that is nearly always lost
-    reason="QEMU's own error: its handler stays on the first socket, which is readable for ever "
-    "where bytes are left in it, and each time reads from the second one, blocking",
-)
 def test_trap_6_second_socket_in_flight(the_qemu: Qemu) -> None:
     """Trap 6 while frames are on their way through the first socket."""
     with served(the_qemu, ends_well=False) as pair:

@@ -36,7 +36,7 @@ EDID = bytes.fromhex("00ffffffffffff00") + bytes(120)
 
 @dataclass
 class Buffer:
-    """A dma-buf that QEMU was given: fields of DMABUF_SCANOUT, and the modifier if there was one."""
+    """A dma-buf that QEMU was given: fields of DMABUF_SCANOUT, and the modifier if any."""
 
     fd: int
     width: int
