@@ -7,7 +7,7 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, NoReturn
 
 from vgpud import __version__, log
@@ -25,10 +25,12 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="vgpud", description="A vhost-user-gpu back-end for QEMU.")
+    parser = _Parser(
+        prog="vgpud", description="A vhost-user-gpu back-end for QEMU.", allow_abbrev=False
+    )
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--socket-path", metavar="PATH", help="listen for QEMU on this path")
-    where.add_argument("--fd", type=int, metavar="N", help="serve QEMU on this inherited socket")
+    where.add_argument("--fd", type=_fd, metavar="N", help="serve QEMU on this inherited socket")
     parser.add_argument(
         "--print-capabilities", action="store_true", help="print QEMU's JSON and exit"
     )
@@ -67,13 +69,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _fd(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 1 << 31:
+        raise argparse.ArgumentTypeError(f"{text!r} is no file descriptor")
+    return int(text)
+
+
 def _bytes(text: str) -> int:
     """A size: bytes, or with a suffix K, M, G (powers of 1024)."""
     units = {"K": 10, "M": 20, "G": 30}
     digits, shift = (
         (text[:-1], units[text[-1].upper()]) if text[-1:].upper() in units else (text, 0)
     )
-    if not digits.isdecimal() or int(digits) == 0:
+    if not digits.isdecimal() or not 0 < int(digits) << shift < 1 << 48:
         raise argparse.ArgumentTypeError(f"{text!r} is no size: use bytes, or K, M, G")
     return int(digits) << shift
 
@@ -139,9 +147,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _check_render_node(config.render_node)
         status = trio.run(Daemon(config).main)
     except* HostError as group:
-        for error in group.exceptions:
+        for error in _leaves(group):
             log.error("failed", reason=error)
     return status
+
+
+def _leaves(group: BaseExceptionGroup[HostError]) -> Iterator[HostError]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
 
 
 if __name__ == "__main__":

@@ -6,9 +6,8 @@ import os
 import resource
 import signal
 import socket
-import stat
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import trio
@@ -17,6 +16,7 @@ from vgpud import __version__, log
 from vgpud.config import Config
 from vgpud.errors import GuestError, HostError, PeerError
 from vgpud.host.fd import OwnedFd, memory_file
+from vgpud.host.sockets import bound, inherited, is_listening
 from vgpud.session import Session
 from vgpud.tasks.control import Answer, Command, Refused, control_socket
 from vgpud.tasks.notify import listen_fds, notify
@@ -39,15 +39,16 @@ class Daemon:
         _raise_fd_limit()
         async with trio.open_nursery() as nursery:
             await nursery.start(self._watch_signals, nursery.cancel_scope)
-            async with _open(self._config) as (sock, listening), self._control():
-                log.info("ready", version=__version__, pid=os.getpid(), scanout=self._scanout)
-                notify("READY=1", "STATUS=waiting for QEMU")
-                if listening:
-                    await self._listen(sock)
-                else:
-                    ended_well = await self._serve(sock)
-                    nursery.cancel_scope.cancel()
-                    return 0 if ended_well else 1
+            async with self._control():
+                with _open(self._config) as (sock, listening):
+                    log.info("ready", version=__version__, pid=os.getpid(), scanout=self._scanout)
+                    notify("READY=1", "STATUS=waiting for QEMU")
+                    if listening:
+                        await self._listen(sock)
+                    self._session = Session(sock, self._config, self._udmabuf)
+                    ended_well = await self._serve(self._session)
+            nursery.cancel_scope.cancel()
+            return 0 if ended_well else 1
         notify("STOPPING=1")
         log.info("stopped")
         return 0
@@ -80,29 +81,38 @@ class Daemon:
         return Answer({"width": width, "height": height}, memory_file(rows))
 
     async def _listen(self, sock: socket.socket) -> None:
+        """Serve one connection after another. Those that come meanwhile are turned away, so that
+        a second QEMU ends with an error instead of waiting for ever."""
         sock.setblocking(False)
-        while True:
-            await trio.lowlevel.wait_readable(sock)
-            try:
-                connection, _ = sock.accept()
-            except OSError as error:
-                log.warning("accept-failed", reason=error)
-                await trio.sleep(0.1)  # EMFILE does not go away by asking again at once
-                continue
-            await self._serve(connection)
-            notify("STATUS=waiting for QEMU")
+        async with trio.open_nursery() as nursery:
+            while True:
+                await trio.lowlevel.wait_readable(sock)
+                try:
+                    connection, _ = sock.accept()
+                except OSError as error:
+                    log.warning("accept-failed", reason=error)
+                    await trio.sleep(0.1)  # EMFILE does not go away by asking again at once
+                    continue
+                if self._session is not None:
+                    log.warning(
+                        "refused", reason="a QEMU is served already; start a vgpud for each"
+                    )
+                    connection.close()
+                    continue
+                self._session = Session(connection, self._config, self._udmabuf)
+                nursery.start_soon(self._serve, self._session)
 
-    async def _serve(self, sock: socket.socket) -> bool:
+    async def _serve(self, session: Session) -> bool:
         """One connection; False where it ended by an error, which is logged."""
-        self._session = Session(sock, self._config, self._udmabuf)
         notify("STATUS=serving QEMU")
         try:
-            await self._session.run()
+            await session.run()
         except PeerError as error:
             log.error("session-failed", reason=error)
             return False
         finally:
             self._session = None
+            notify("STATUS=waiting for QEMU")
         return True
 
     async def _watch_signals(
@@ -114,64 +124,32 @@ class Daemon:
             task_status.started()
             async for number in signals:
                 if number == signal.SIGUSR1:
-                    if self._session is not None:
-                        log.info("stats", **self._session.stats.fields())
+                    session = self._session
+                    log.info(
+                        "stats", **(session.stats.fields() if session else {"session": "none"})
+                    )
                 else:
                     log.info("signal", name=signal.Signals(number).name)
                     scope.cancel()
                     return
 
 
-@asynccontextmanager
-async def _open(config: Config) -> AsyncIterator[tuple[socket.socket, bool]]:
-    """The socket to serve and whether it listens. A path that we bound is removed at the end."""
-    inherited = listen_fds()
+@contextmanager
+def _open(config: Config) -> Iterator[tuple[socket.socket, bool]]:
+    """The socket to serve and whether it listens. Raises HostError where it cannot be had."""
     if config.socket_path is not None:
-        with _bind(config.socket_path) as sock:
-            try:
-                yield sock, True
-            finally:
-                with suppress(FileNotFoundError):  # somebody tidied up
-                    os.unlink(config.socket_path)
+        with bound(config.socket_path) as sock:
+            yield sock, True
         return
-    if config.fd is None and len(inherited) != 1:
-        raise HostError(f"the service manager passed {len(inherited)} sockets; one is needed")
-    number = inherited[0] if config.fd is None else config.fd
-    try:
-        if not stat.S_ISSOCK(os.fstat(number).st_mode):
-            raise HostError(f"file descriptor {number} is no socket")
-        sock = socket.socket(fileno=number)
-    except OSError as error:
-        raise HostError(f"file descriptor {number}: {error.strerror}") from error
-    with sock:
-        os.set_inheritable(number, False)
-        if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
-            raise HostError(f"file descriptor {number} is no UNIX stream socket")
-        yield sock, bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
-
-
-def _bind(path: str) -> socket.socket:
-    """Listen on a path. A socket that nobody listens on any more is replaced."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.setblocking(False)
-            probe.connect(path)
-        raise HostError(f"{path}: somebody listens on it already; choose another path")
-    except ConnectionRefusedError:
-        os.unlink(path)
-    except BlockingIOError as error:
-        raise HostError(f"{path}: somebody listens on it already; choose another path") from error
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise HostError(f"{path}: {error.strerror}; remove it or choose another path") from error
-    try:
-        sock.bind(path)
-        sock.listen(1)
-    except OSError as error:
-        raise HostError(f"{path}: {error.strerror}; is the folder there and writable?") from error
-    return sock
+    number = config.fd
+    if number is None:
+        passed = listen_fds()
+        if len(passed) != 1:
+            reason = "LISTEN_PID is another process" if not passed else "one is needed"
+            raise HostError(f"the service manager passed {len(passed)} sockets: {reason}")
+        number = passed[0]
+    with inherited(number) as sock:
+        yield sock, is_listening(sock)
 
 
 def _udmabuf(option: str) -> OwnedFd | str:
@@ -197,5 +175,5 @@ def _raise_fd_limit() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    except OSError as error:  # a launcher's seccomp filter: live with what there is
+    except (OSError, ValueError) as error:  # a launcher's seccomp filter: live with what there is
         log.debug("fd-limit", limit=soft, reason=error)

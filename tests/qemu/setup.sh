@@ -64,7 +64,8 @@ for other in "$cache"/venv/*/checkout; do
 done
 say "installing the project and its tools into $venv"
 rm -f "$venv/state"
-"$venv/bin/python" -c '' 2>/dev/null || { rm -rf "$venv"; "$python" -m venv "$venv" >&2; }
+# An interrupted run leaves one without pip.
+"$venv/bin/python" -m pip --version >/dev/null 2>&1 || { rm -rf "$venv"; "$python" -m venv "$venv" >&2; }
 echo "$PWD" >"$venv/checkout"
 export CFLAGS="${CFLAGS:-} -Werror"
 "$venv/bin/pip" install --disable-pip-version-check --progress-bar off --retries 10 -e '.[dev]' \

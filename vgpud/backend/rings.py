@@ -73,12 +73,11 @@ class Rings:
         """
         ring = self[index]
         actions: list[Action[Fd]] = [StopRing(index)] if ring.started else []
-        problem = ring.problem()
+        problem = obstacle or ring.problem()  # odd bases come of features, packed rings have one
         if problem is None and not fds:
             problem = "SET_VRING_KICK without an eventfd: polling is not supported"
         if features is None:
             problem = problem or "SET_VRING_KICK came before SET_FEATURES"
-        problem = problem or obstacle
         if problem is not None or features is None:
             ring.refuse()
             closing: list[Action[Fd]] = [CloseFds(fds)] if fds else []

@@ -13,14 +13,14 @@ import os
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any, Final, NamedTuple
 
 import trio
 
 from vgpud import log
-from vgpud.errors import HostError
 from vgpud.host.fd import OwnedFd
+from vgpud.host.sockets import bound
 
 MAX_LINE: Final = 4096
 """Bytes of a request: far more than any has."""
@@ -47,26 +47,11 @@ Command = Callable[[dict[str, Any]], Answer]
 @asynccontextmanager
 async def control_socket(path: str, commands: dict[str, Command]) -> AsyncIterator[None]:
     """Listen on `path` while the block runs. Raises HostError where it cannot be bound."""
-    sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with suppress(FileNotFoundError):
-        os.unlink(path)
-    mask = os.umask(0o177)
-    try:
-        await sock.bind(path)
-        sock.listen(8)
-    except OSError as error:
-        raise HostError.of(error, f"--control={path}", "is the folder there?") from error
-    finally:
-        os.umask(mask)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_accept, sock, commands)
-        try:
+    with bound(path, 0o600) as sock:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_accept, trio.socket.from_stdlib_socket(sock), commands)
             yield
-        finally:
             nursery.cancel_scope.cancel()
-            sock.close()
-            with suppress(FileNotFoundError):
-                os.unlink(path)
 
 
 async def _accept(sock: trio.socket.SocketType, commands: dict[str, Command]) -> None:

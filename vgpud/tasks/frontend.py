@@ -51,6 +51,8 @@ class FrontendLink:
                     await self._serve(message)
         except WireError as error:
             raise PeerError(f"vhost-user: {error}") from error
+        except (ConnectionResetError, BrokenPipeError):
+            return  # killed: it left as well
         except OSError as error:
             raise PeerError(f"vhost-user socket: {error}") from error
         finally:
@@ -58,9 +60,16 @@ class FrontendLink:
                 fd.close()
 
     async def _serve(self, message: Message[OwnedFd]) -> None:
-        log.debug("vhost-user", request=message.request, fds=len(message.fds))
+        name = getattr(message.request, "name", message.request)
+        log.debug("vhost-user", request=name, fds=len(message.fds))
         result = 0
-        for action in self._backend.receive(message):
+        try:
+            actions = self._backend.receive(message)
+        except PeerError:
+            for fd in message.fds:  # none was taken
+                fd.close()
+            raise
+        for action in actions:
             result = await self._perform(action)
         reply = self._backend.reply(message, result)
         if reply is not None:
@@ -80,6 +89,8 @@ class FrontendLink:
                 numbers.frombytes(payload[: len(payload) - len(payload) % numbers.itemsize])
         fds = [OwnedFd(number) for number in numbers]
         if flags & socket.MSG_CTRUNC:
+            for fd in fds:
+                fd.close()
             # Also what a full descriptor table looks like: the kernel drops what has no room.
             raise PeerError(
                 f"more than {MAX_FDS} descriptors in a message, or none left: raise LimitNOFILE"

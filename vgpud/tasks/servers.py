@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from typing import Final
 
+from vgpud import log
 from vgpud.device.gpu import GpuDevice
 from vgpud.device.outcome import Ask, Outcome, Silence, Timeline
 from vgpud.host.virtqueue import Element
 from vgpud.tasks.display import DisplayLink
 from vgpud.tasks.outgoing import Ticket
 from vgpud.tasks.ring import Push
+from vgpuwire import Ctrl
+
+OUT_OF_MEMORY: Final = int(Ctrl.RESP_ERR_OUT_OF_MEMORY).to_bytes(2, "little")
+"""How such a response begins."""
 
 
 @dataclass(slots=True, eq=False)
@@ -37,6 +43,7 @@ class ControlServer:
         self._parked: dict[_Parked, None] = {}  # in the order they came
         self._timelines: dict[Timeline, deque[_Parked]] = {}
         self._tickets: list[Ticket] = []
+        self._warned = False
 
     def serve(self, element: Element, push: Push) -> None:
         due = self._device.execute(element.request)
@@ -47,6 +54,9 @@ class ControlServer:
                 self._display.post(question.done.display)
             self._display.ask(question, lambda reply: self._answered(parked, question, reply))
             return
+        if due.response[:2] == OUT_OF_MEMORY and not self._warned:
+            self._warned = True
+            log.warning("guest-out-of-memory", hint="its display may stay dark: --max-hostmem")
         if due.display:
             ticket = self._display.post(due.display)
             if not ticket.done:
