@@ -111,7 +111,10 @@ class GpuSocket:
         """A head's EDID: 1056 bytes; Silence.LATE at once where this QEMU has none (7.2)."""
         pending = PendingReply(GpuRequest.GET_EDID, on_reply, self._stats)
         if self._features is None:
-            self._early.append((scanout_id, pending))
+            if len(self._early) < MAX_OWED:
+                self._early.append((scanout_id, pending))
+            else:
+                pending.give_up()
         else:
             self._ask_edid(scanout_id, pending)
         return pending
@@ -280,10 +283,21 @@ class GpuSocket:
                 self._receive(reply.request, reply.payload)
 
     def _receive(self, request: int, payload: object) -> None:
-        if not any(question.request == request for question in self._owed):
+        if not self._is_owed(request):
             # A stale "blocked" of QEMU answers a DMABUF_UPDATE of the socket before (trap 24).
             log.debug("display-unasked", request=request)
             return
         while (question := self._owed.popleft()).request != request:
             question.answer(Silence.ABSENT)  # QEMU answers in order: it never will
         question.answer(payload)
+
+    def _is_owed(self, request: int) -> bool:
+        """QEMU leaves no question unanswered but a GET_EDID, so that an answer to DMABUF_UPDATE
+        while another question before it is open can only be a stale one: taken for ours, it would
+        settle those questions without their answers."""
+        for question in self._owed:
+            if question.request == request:
+                return True
+            if request == GpuRequest.DMABUF_UPDATE and question.request != GpuRequest.GET_EDID:
+                return False
+        return False

@@ -370,7 +370,6 @@ async def test_V07_an_unasked_answer_is_nothing(rig: Rig) -> None:
         assert ticket.done
 
 
-@pytest.mark.xfail(strict=True, reason="a stale answer settles what was asked before our update")
 async def test_V07_an_unasked_answer_spoils_no_question_before_our_own_update(rig: Rig) -> None:
     """It comes first of all, while QEMU owes us everything; an answer to an update can only come
     after those to the questions before it."""
@@ -463,12 +462,9 @@ async def test_D07_a_qemu_without_edid_is_not_asked(rig: Rig) -> None:
 # -- bounds
 
 
-OPEN = pytest.mark.xfail(strict=True, reason="nothing bounds what is asked before the features")
-
-
 @pytest.mark.parametrize(
     ("kind", "negotiated"),
-    [("info", True), ("info", False), ("edid", True), pytest.param("edid", False, marks=OPEN)],
+    [("info", True), ("info", False), ("edid", True), ("edid", False)],
 )
 async def test_V12_what_qemu_owes_is_bounded(rig: Rig, kind: str, negotiated: bool) -> None:
     """A guest goes on asking where a display answers nothing."""
