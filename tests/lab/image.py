@@ -111,22 +111,12 @@ def debian_root() -> Path:
         source_list = work / "sources.list"
         source_list.write_text(sources(RELEASE))
         with step("making the lab's Debian root (about 30 s)"):
-            run(
-                [
-                    "mmdebstrap",
-                    "--variant=minbase",
-                    "--aptopt=APT::Install-Recommends false",
-                    "--aptopt=Acquire::Retries 5",
-                    "--dpkgopt=path-exclude=/usr/share/doc/*",
-                    "--dpkgopt=path-exclude=/usr/share/man/*",
-                    f"--include={','.join(PACKAGES)}",
-                    RELEASE,
-                    str(work / "root"),
-                    str(source_list),
-                ],
-                tries=2,
-                show="I: ",
-            )
+            options = ["--variant=minbase", f"--include={','.join(PACKAGES)}"]
+            options += [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "man")]
+            for line in ("APT::Install-Recommends false", "Acquire::Retries 5"):
+                options.append(f"--aptopt={line}")
+            target = [RELEASE, str(work / "root"), str(source_list)]
+            run(["mmdebstrap", *options, *target], tries=2, show="I: ")
             image_of(work / "root", work / "root", work / "root.img")
 
     return part("root", [RELEASE, *PACKAGES], make)

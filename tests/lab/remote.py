@@ -17,16 +17,23 @@ DEADLINE = 1800.0
 
 
 class Reporter:
-    """The plug-in of the pytest in the lab: sends its reports out."""
+    """The plug-in of the pytest in the lab: sends its reports out, a test's at once, since each
+    write is a round trip to this machine."""
 
     def __init__(self, config: pytest.Config, file: Path) -> None:
         self._config = config
-        self._file = file
+        self._file = file.open("ab", buffering=0)
+        self._lines = b""
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
-        with self._file.open("a") as file:
-            file.write(json.dumps(data) + "\n")
+        self._lines += json.dumps(data).encode() + b"\n"
+        if report.when == "teardown":
+            self._file.write(self._lines)
+            self._lines = b""
+
+    def pytest_unconfigure(self) -> None:
+        self._file.close()
 
 
 class RemoteRun:
