@@ -28,6 +28,8 @@ class Daemon:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._session: Session | None = None
+        self._idle = trio.Event()
+        self._idle.set()
         self._udmabuf = _udmabuf(config.udmabuf)
         self._scanout = "dmabuf" if config.dmabuf else "shm"
 
@@ -93,12 +95,14 @@ class Daemon:
                     log.warning("accept-failed", reason=error)
                     await trio.sleep(0.1)  # EMFILE does not go away by asking again at once
                     continue
-                if self._session is not None:
+                if self._session is not None and self._session.has_peer():
                     log.warning(
-                        "refused", reason="a QEMU is served already; start a vgpud for each"
+                        "refused", reason="serving a QEMU already; each needs its own vgpud"
                     )
                     connection.close()
                     continue
+                await self._idle.wait()  # the one before has left, and that was not seen yet
+                self._idle = trio.Event()
                 self._session = Session(connection, self._config, self._udmabuf)
                 nursery.start_soon(self._serve, self._session)
 
@@ -112,6 +116,7 @@ class Daemon:
             return False
         finally:
             self._session = None
+            self._idle.set()
             notify("STATUS=waiting for QEMU")
         return True
 

@@ -15,7 +15,7 @@ from vgpud.device.gpu import FEATURES, GpuDevice
 from vgpud.device.outputs import DEFAULT_SIZES
 from vgpud.device.resource import Blob, Image
 from vgpud.errors import HostError, PeerError, RingBroken
-from vgpud.host.fd import EventFd, OwnedFd
+from vgpud.host.fd import EventFd, OwnedFd, hung_up
 from vgpud.host.guest_memory import GuestMemory
 from vgpud.host.surfaces import HostPixelStore
 from vgpud.host.udmabuf import DEVICE, Udmabuf
@@ -87,6 +87,10 @@ class Session:
         self._memory.clear()
         self._store.set_memory(self._memory.snapshot)
         self._udmabuf.close()
+
+    def has_peer(self) -> bool:
+        """Whether QEMU's end is still open."""
+        return not hung_up(self._sock)
 
     def status(self) -> dict[str, object]:
         """For the control socket."""

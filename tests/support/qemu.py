@@ -176,6 +176,7 @@ def machine(
     image: GuestImage,
     gpu: socket.socket,
     *,
+    model: str = "vhost-user-gpu-pci",
     device: str = "",
     arguments: Sequence[str] = (),
     children: Sequence[Child] = (),
@@ -183,8 +184,8 @@ def machine(
 ) -> Iterator[Machine]:
     """A QEMU that boots `image`, its GPU served on the socket `gpu` (closed here once passed on).
 
-    `device` is appended to the GPU's options ("max_outputs=2"), `arguments` to QEMU's. The logs of
-    `children` (the back-end) are shown where something fails.
+    `model` is the GPU and `device` is appended to its options ("max_outputs=2"), `arguments` to
+    QEMU's. The logs of `children` (the back-end) are shown where something fails.
     """
     with contextlib.ExitStack() as stack:
         qmp, qmp_end = (stack.enter_context(end) for end in socket.socketpair())
@@ -214,7 +215,7 @@ def machine(
             ),
             *("-chardev", f"socket,id=port,fd={port_end.fileno()}", "-serial", "chardev:port"),
             *("-chardev", f"socket,id=gpu,fd={gpu.fileno()}"),
-            *("-device", f"vhost-user-gpu-pci,id=gpu0,chardev=gpu{device and ','}{device}"),
+            *("-device", f"{model},id=gpu0,chardev=gpu{device and ','}{device}"),
             *arguments,
         ]
         fds = [end.fileno() for end in (qmp_end, port_end, gpu)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import time
 from collections.abc import Sequence
 
 import pytest
@@ -110,14 +109,13 @@ async def test_a_flood_of_transfers_keeps_qemu_served() -> None:
         await vm.boot(sizes=(256, 16))
         await vm.resource(1, side, side)
         command = TransferToHost2D(hdr(Ctrl.CMD_TRANSFER_TO_HOST_2D), whole, 0, 1)
+        before = vm.session.stats.commands
         for _ in range(64):
             vm.submit(command)
-        start = time.monotonic()
         await vm.frontend.read_config()
-        first = time.monotonic() - start
+        # A transfer of 16 MiB is a turn of its own, and an answer takes a few turns.
+        assert vm.session.stats.commands - before < 48
         await vm.reap(64)
-        total = time.monotonic() - start
-        assert first < total / 2, f"{first:.3f} of {total:.3f} s: it waited for the batch"
 
 
 class Starving(socket.socket):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import fcntl
 import os
+import select
 import socket
 import termios
 from collections.abc import Iterable
@@ -78,6 +79,13 @@ class EventFd(OwnedFd):
         """Take all that was signalled; nothing where nobody did."""
         with suppress(BlockingIOError):
             os.eventfd_read(self._fd)
+
+
+def hung_up(sock: socket.socket) -> bool:
+    """Whether the other end of a UNIX socket is closed, whatever is left to read."""
+    poll = select.poll()
+    poll.register(sock, 0)
+    return any(event & select.POLLHUP for _, event in poll.poll(0))
 
 
 def unread(sock: socket.socket) -> bool:

@@ -6,7 +6,6 @@ display that reads nothing stops neither the control socket nor the rings.
 
 from __future__ import annotations
 
-import select
 import socket
 from collections import deque
 from collections.abc import Iterable
@@ -24,7 +23,7 @@ from vgpud.device.outcome import (
     ShowSurface,
     Silence,
 )
-from vgpud.host.fd import unread
+from vgpud.host.fd import hung_up, unread
 from vgpud.tasks.deadlines import Deadlines
 from vgpud.tasks.gpu_socket import GpuSocket, OnReply
 from vgpud.tasks.heads import Head, MakeCanvas
@@ -222,11 +221,7 @@ class DisplayLink:
         """Keep a socket that nobody serves until QEMU's end is seen closed."""
         if sock.fileno() >= 0 and sock not in self._idle:
             self._idle.append(sock)
-        poll = select.poll()
-        for idle in self._idle:
-            poll.register(idle, 0)
-        closed = {fd for fd, event in poll.poll(0) if event & select.POLLHUP}
-        for idle in [idle for idle in self._idle if idle.fileno() in closed]:
+        for idle in [idle for idle in self._idle if hung_up(idle)]:
             self._idle.remove(idle)
             idle.close()
         if any(map(unread, self._idle)):

@@ -1,0 +1,67 @@
+"""Blobs on an unmodified QEMU 11: its generic vhost-user device passes every feature bit through.
+
+There is no display socket, so the heads are vgpud's own and the picture is taken from vgpud.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.guest.pattern import pattern
+from tests.qemu.binaries import qemu
+from tests.support.guest_image import GuestImage
+from tests.support.qemu import VGPUD, backend, machine
+from vgpud import ctl
+
+GENERIC = "virtio-id=16,num_vqs=2,vq_size=256,config_size=20"
+WIDTH, HEIGHT = 1024, 768
+
+
+def rgb(pixels: bytes) -> bytes:
+    """B, G, R, x to R, G, B."""
+    out = bytearray(len(pixels) // 4 * 3)
+    out[0::3], out[1::3], out[2::3] = pixels[2::4], pixels[1::4], pixels[0::4]
+    return bytes(out)
+
+
+def test_a_linux_guest_shows_blobs(
+    image: GuestImage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    control = str(tmp_path / "control")
+    options = [f"--control={control}", f"--outputs={WIDTH}x{HEIGHT},640x480"]
+    with backend([*VGPUD, *options]) as (vgpud, gpu):
+        with machine(
+            qemu("trixie-backports"),
+            image,
+            gpu,
+            model="vhost-user-test-device-pci",
+            device=GENERIC,
+            children=[vgpud],
+        ) as vm:
+            for seed in (1, 2):  # the second after a reboot
+                vm.wait_ready()
+                assert "+resource_blob" in vm.run("dmesg | grep drm")
+                said = vm.draw(f"--seed {seed} --flips 4")
+                assert f"mode={WIDTH}x{HEIGHT}" in said
+                width, height, pixels = ctl.screenshot(control, 0)
+                assert (width, height) == (WIDTH, HEIGHT)
+                assert rgb(pixels) == pattern(WIDTH, HEIGHT, seed)
+                assert ctl.main([f"--control={control}", "status"]) == 0
+                session = json.loads(capsys.readouterr().out)["session"]
+                assert session["blobs"] > 0
+                assert session["pixel_bytes"] == 0  # nobody to send them to
+                vm.qmp.execute("system_reset")
+            vm.quit()
+        assert vgpud.wait() == 0, vgpud.tail()
+        assert "Traceback" not in vgpud.log(), vgpud.log()
+
+
+def test_a_head_that_is_off_has_no_screenshot(tmp_path: Path) -> None:
+    control = str(tmp_path / "control")
+    with backend([*VGPUD, f"--control={control}"]) as (vgpud, gpu):
+        vgpud.wait_log("event=ready")
+        with pytest.raises(ctl.Failed, match="head 0 shows nothing"):
+            ctl.screenshot(control, 0)
+        gpu.close()
+        assert vgpud.wait() == 0, vgpud.tail()
