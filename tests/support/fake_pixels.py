@@ -157,6 +157,8 @@ class FakePicture:
             rows.append(memoryview(bgrx(pixels, order)))
         return rows
 
+    settled = True
+
     def dmabuf(self) -> FakeDmabuf | None:
         return None if self.layout.offset else self._backing.dmabuf(self.size)
 
@@ -241,6 +243,8 @@ class FakeSurface:
             return [self.pixels[start : start + length * rect.height]]
         starts = range(start, start + rect.height * self.stride, self.stride)
         return [self.pixels[at : at + length] for at in starts]
+
+    settled = True
 
     def dmabuf(self) -> FakeDmabuf | None:
         if self._made is None and self.exports:

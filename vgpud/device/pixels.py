@@ -64,9 +64,13 @@ class Picture(Protocol):
         Raises GuestError(ERR_UNSPEC) where the guest's memory is no longer there.
         """
 
+    @property
+    def settled(self) -> bool:
+        """Whether dmabuf() answers at once: it was made, or it is known that it cannot be."""
+
     def dmabuf(self) -> Dmabuf | None:
         """All of its memory as a dma-buf whose first byte is the first pixel, made when first
-        asked for and kept; None where that cannot be (the reason is logged once)."""
+        asked for and kept; None where that cannot be (the reason is logged once). Any thread."""
 
 
 class Backing(Protocol):

@@ -98,6 +98,11 @@ class HostBacking:
         """See `Backing.picture`."""
         return HostPicture(self, layout, size)
 
+    @property
+    def settled(self) -> bool:
+        """Whether dmabuf() answers at once."""
+        return self._exporter.udmabuf is None or self._dmabuf.settled
+
     def dmabuf(self, size: int) -> Dmabuf | None:
         """The first `size` bytes, whose number is the same at each call: a blob has one size."""
         udmabuf = self._exporter.udmabuf
@@ -152,6 +157,10 @@ class HostPicture:
         except (_native.GuestFault, ValueError) as error:
             raise GuestError(Ctrl.RESP_ERR_UNSPEC, str(error)) from error
         return [memoryview(out)]
+
+    @property
+    def settled(self) -> bool:
+        return bool(self._offset) or self._backing.settled
 
     def dmabuf(self) -> Dmabuf | None:
         """See `Picture.dmabuf`: the whole blob, which all its pictures share. None where the

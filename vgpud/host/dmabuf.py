@@ -120,12 +120,21 @@ class LazyDmabuf:
         self._refused = 0.0
         self._version = 0
 
+    @property
+    def settled(self) -> bool:
+        """Whether get() answers without asking the kernel."""
+        with self._lock:
+            return self._dmabuf is not None or self._was_refused()
+
+    def _was_refused(self) -> bool:
+        return self._refused > 0 and time.monotonic() < self._refused + RETRY
+
     def get(self, make: Callable[[], Dmabuf]) -> Dmabuf | None:
         """The dma-buf, or None where none can be made, or where drop() came first."""
         with self._lock:
             if self._dmabuf is not None:
                 return self._dmabuf
-            if self._refused and time.monotonic() < self._refused + RETRY:
+            if self._was_refused():
                 return None
             version = self._version
         try:

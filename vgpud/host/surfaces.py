@@ -114,6 +114,11 @@ class HostSurface:
         """The memfd, borrowed, and its size in bytes; None where the memory is anonymous."""
         return None if self._file is None else (self._file.fileno(), len(self._memory))
 
+    @property
+    def settled(self) -> bool:
+        exporter = self._exporter
+        return exporter is None or exporter.udmabuf is None or self._dmabuf.settled
+
     def dmabuf(self) -> Dmabuf | None:
         """See `Picture.dmabuf`: all of the memfd."""
         if self._exporter is None or self._exporter.udmabuf is None or self._file is None:

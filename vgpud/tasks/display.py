@@ -54,6 +54,7 @@ class DisplayLink:
         self._had_socket = False
         self._idle: list[socket.socket] = []
         self._superseded = trio.Event()
+        self._unmade = trio.Event()
         self._arrived = trio.Event()
         self._deadlines = Deadlines()
 
@@ -151,6 +152,7 @@ class DisplayLink:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._deadlines.run)
             nursery.start_soon(self._keep_qemu_reading)
+            nursery.start_soon(self._make_dmabufs)
             while True:
                 await self._arrived.wait()
                 self._arrived = trio.Event()
@@ -165,6 +167,17 @@ class DisplayLink:
                     self._abandon()
 
     # -- inside
+
+    async def _make_dmabufs(self) -> None:
+        """In a thread, while rings and sockets go on; a flush meanwhile waits to its deadline."""
+        while True:
+            await self._unmade.wait()
+            self._unmade = trio.Event()
+            for head in list(self._heads.values()):
+                picture = head.unmade
+                if picture is not None:
+                    await trio.to_thread.run_sync(picture.dmabuf)
+            self.flush()
 
     async def _keep_qemu_reading(self) -> None:
         """A guest that rewrites its status with DRIVER_OK set makes QEMU bring a second socket but
@@ -200,6 +213,8 @@ class DisplayLink:
             message = head.next_picture(terms)
             if message is not None:
                 return message
+            if head.unmade is not None:
+                self._unmade.set()
         return None
 
     def _forget_if_gone(self) -> None:

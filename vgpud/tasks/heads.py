@@ -30,6 +30,9 @@ TILE_BYTES: Final = 1 << 20
 """Pixel bytes of one UPDATE. QEMU reads a message whole while it holds its big lock, so a 4K
 frame goes in pieces between which the guest may run."""
 
+LARGE: Final = 1 << 20
+"""Bytes of a picture from which on a thread makes its dma-buf; below, a thread costs more."""
+
 LINEAR: Final = 0
 """DRM_FORMAT_MOD_LINEAR: rows one after the other, which guest memory always is."""
 
@@ -98,6 +101,15 @@ class Head:
     def way(self) -> str:
         """How QEMU was last told of it."""
         return self._way.value
+
+    @property
+    def unmade(self) -> Picture | None:
+        """A picture whose dma-buf must be made first, in a thread: it takes long where the kernel
+        has to find the pages (decision 12)."""
+        picture = self._picture
+        if picture is None or self._sourced or self._make_canvas is None or picture.settled:
+            return None
+        return picture if picture.stride * picture.height > LARGE else None
 
     # -- what the device says
 
@@ -170,6 +182,8 @@ class Head:
         """The next message about the picture; None where QEMU knows all, or must answer first."""
         if self._picture is None:
             return self._next_off()
+        if self.unmade is not None:
+            return None
         try:
             source = self._find_source(self._picture)
             if source is None:

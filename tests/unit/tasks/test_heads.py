@@ -1419,3 +1419,23 @@ def test_exactly_the_damaged_pixels_are_sent(boxes: list[Box], reads: list[bool]
     damaged = set().union(*map(cells, boxes))
     assert set().union(*map(cells, screen.boxes())) == damaged
     assert Counter(screen.requests())[UPDATE] <= len(boxes)
+
+
+def test_a_large_buffer_is_made_elsewhere_first() -> None:
+    """Decision 12: nothing is sent of a large picture while a thread makes its dma-buf; a small
+    one is not worth a thread."""
+
+    class Unmade(FakeSurface):
+        settled = False
+
+    head, small_head = (Head(n, lambda width, height: None) for n in range(2))
+    large, little = Unmade(1024, 512, 1), Unmade(64, 64, 1)
+    small_head.show(ShowSurface(1, little, Rect(0, 0, 64, 64)))
+    assert small_head.unmade is None
+    assert small_head.next_picture(TERMS) is not None
+    head.show(ShowSurface(0, large, Rect(0, 0, 1024, 512)))
+    assert head.unmade is large
+    assert head.next_picture(TERMS) is None
+    large.settled = True
+    assert head.unmade is None
+    assert head.next_picture(TERMS) is not None
