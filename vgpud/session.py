@@ -28,6 +28,7 @@ from vgpud.tasks.stats import Stats
 
 CONTROL: Final = 0
 REFUSED: Final = 1
+NOT_SHARED: Final = "guest memory is private to QEMU: set share=on on its memory-backend"
 
 Action = actions.Action[OwnedFd]
 
@@ -157,6 +158,8 @@ class Session:
     def _start_ring(self, action: actions.StartRing[OwnedFd]) -> int:
         ring, setup = self._rings[action.index], action.setup
         kick = EventFd.of(action.kick)
+        if action.index == CONTROL and self._memory.untouched():  # before we touch it
+            log.warning("memory-never-written", hint=NOT_SHARED)
         try:
             queue = Virtqueue(
                 self._memory.snapshot,

@@ -89,9 +89,9 @@ class Machine:
         self._nursery = nursery
         nursery.start_soon(self.run_session)
 
-    async def boot(self, sizes: Sequence[int] = (64, 16)) -> None:
+    async def boot(self, sizes: Sequence[int] = (64, 16), memfd: int | None = None) -> None:
         await self.frontend.realize(self._masked, self.err)
-        self.frontend.regions = [Region(*row, self.ram.memfd) for row in self.ram.regions]
+        self.frontend.regions = [Region(*row, memfd or self.ram.memfd) for row in self.ram.regions]
         self.set_up_rings(sizes)
         await self.start()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import struct
@@ -13,6 +14,7 @@ import trio.testing
 
 from tests.support.fake_frontend import FrontendError
 from tests.support.machine import PATIENCE, Machine, hdr, machine
+from vgpud import log
 from vgpud.config import Config
 from vgpud.errors import PeerError
 from vgpud.session import Session
@@ -220,3 +222,19 @@ async def test_garbage_commands_are_answered_and_change_nothing() -> None:
         got = CtrlHdr.decode(answer)
         assert (got.type, got.fence_id) == (Ctrl.RESP_ERR_UNSPEC, 7)
         await vm.picture(W, H, BLUE)
+
+
+async def test_memory_that_nobody_writes_is_pointed_out(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """share=off on QEMU 7 to 10: the driver's rings never reach the memfd."""
+    log.configure("info")
+    private = os.memfd_create("private", os.MFD_ALLOW_SEALING)
+    os.ftruncate(private, 16 << 20)
+    fcntl.fcntl(private, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    for memfd, told in ((private, 1), (None, 0)):
+        async with machine() as vm:
+            await vm.boot(memfd=memfd)
+            await vm.frontend.sync()
+        assert capfd.readouterr().err.count("share=on") == told
+    os.close(private)

@@ -57,6 +57,13 @@ class GuestMemory:
         """REM_MEM_REG: told by address and size only, its mmap_offset is 0 on the wire."""
         self._commit({k: v for k, v in self._regions.items() if k != _key(region)})
 
+    def untouched(self) -> bool:
+        """Whether nobody ever wrote to any of it, as far as its files can be asked. A driver that
+        starts a ring has: then QEMU keeps its writes to itself (share=off), which QEMU 7 to 10
+        do not tell."""
+        files = [one.file for one in self._regions.values()]
+        return bool(files) and all(file.is_empty() for file in files)
+
     def clear(self) -> None:
         self._commit({})
 

@@ -70,6 +70,12 @@ class RegionFile:
         """Borrowed; -1 where no descriptor is kept."""
         return -1 if self._fd is None else self._fd.fileno()
 
+    def is_empty(self) -> bool:
+        """Whether a memfd has no page at all; False where the file cannot be asked."""
+        if self.kind != "memfd" or self._fd is None:
+            return False
+        return os.fstat(self._fd.fileno()).st_blocks == 0
+
     def __repr__(self) -> str:
         return f"<RegionFile {self.kind} {self.fileno()}>"
 
