@@ -31,7 +31,15 @@ BUILD_PACKAGES = (
     *("libepoxy-dev", "libgbm-dev", "libdrm-dev", "libegl-dev"),
 )
 RUN_PACKAGES = (
-    *("libglib2.0-0t64", "libpixman-1-0", "libfdt1", "zlib1g", "libepoxy0", "libegl1"),
+    *(
+        "libglib2.0-0t64",
+        "libpixman-1-0",
+        "libfdt1",
+        "zlib1g",
+        "libepoxy0",
+        "libegl1",
+        "libopengl0",
+    ),
     *(f"{name}/{MESA}" for name in ("libegl-mesa0", "libgbm1", "libgl1-mesa-dri")),
     f"mesa-libgallium/{MESA}",
     *("qemu-system-data", "seabios"),  # the firmware; no program
