@@ -141,8 +141,10 @@ class DisplayLink:
             self.flush()
 
     def close(self) -> None:
-        """The main connection has ended and run() with it: now every socket may go."""
+        """The main connection has ended and run() with it: now every socket may go, and what heads
+        show, since it pins memory."""
         self._abandon()
+        self.reset()
         for sock in self._idle:
             sock.close()
         self._idle.clear()
