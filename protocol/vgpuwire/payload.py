@@ -31,6 +31,7 @@ class Payload(Generic[V]):
         spread: Callable[[V], Any] | None = None,
     ) -> None:
         self._kind = kind
+        self._body = layout
         self._layout = cs.Sequence(layout, cs.Terminated)
         self._make, self._spread = make or _same, spread or _same
 
@@ -53,8 +54,8 @@ class Payload(Generic[V]):
         if not isinstance(value, self._kind):
             raise WireError(f"{what}: {value!r} does not fit: not a {self._kind.__name__}")
         try:
-            built: bytes = self._layout.build([self._spread(value), None])
-        except cs.ConstructError as error:
+            built: bytes = self._body.build(self._spread(value))
+        except (cs.ConstructError, WireError) as error:
             reason = str(error).strip().splitlines()[-1]
             raise WireError(f"{what}: {value!r} does not fit: {reason}") from None
         return built
@@ -64,10 +65,28 @@ def _same(value: Any) -> Any:
     return value
 
 
+class _Packed(cs.Construct):  # type: ignore[misc]
+    """A construct that reads and writes one record by the record's own codec: the same bytes as
+    its layout, a tenth of the time, and no container on the way."""
+
+    def __init__(self, record: type[Record]) -> None:
+        super().__init__()
+        self._record = record
+
+    def _parse(self, stream: Any, context: Any, path: str) -> Record:
+        return self._record.decode(cs.stream_read(stream, self._record.SIZE, path))
+
+    def _build(self, obj: Any, stream: Any, context: Any, path: str) -> Any:
+        cs.stream_write(stream, obj.encode(), self._record.SIZE, path)
+        return obj
+
+    def _sizeof(self, context: Any, path: str) -> int:
+        return self._record.SIZE
+
+
 def of_record(record: type[R]) -> Payload[R]:
     """The payload that is one record."""
-    layout = record.layout
-    return Payload(record, layout, lambda parsed: from_container(layout, parsed), to_container)
+    return Payload(record, _Packed(record))
 
 
 def from_container(layout: Any, parsed: Any) -> Any:
