@@ -31,26 +31,19 @@ def test_linux_guest() -> None:
                 vm.wait_ready(PATIENCE)
                 log = vm.run("dmesg", PATIENCE)
                 assert "+resource_blob" in log, log
-                vm.run("killall -q drmdraw; drmdraw --stay --seed 7", PATIENCE)
-                wanted = pattern(WIDTH, HEIGHT, 7)
+                vm.run("killall -q drmdraw; drmdraw --stay --seed 5 --flips 10", PATIENCE)
+                wanted = pattern(WIDTH, HEIGHT, 5)
                 deadline = time.monotonic() + PATIENCE
+                # The listener may still be told of the last flips.
                 while listener.frame is None or gpu.rgb(listener.frame.pixels()) != wanted:
                     assert time.monotonic() < deadline, f"{listener.frame}\n{vm.logs()}"
                     time.sleep(0.2)
                 frame = listener.frame
                 assert (frame.width, frame.height, frame.fourcc) == (WIDTH, HEIGHT, "XR24")
                 assert frame.exp_name == "udmabuf"
-                vm.run("killall -q drmdraw; drmdraw --stay --seed 5 --flips 10", PATIENCE)
-                # The console comes back between the two pictures.
-                wanted = pattern(WIDTH, HEIGHT, 5)
-                deadline = time.monotonic() + PATIENCE
-                while listener.frame is None or gpu.rgb(listener.frame.pixels()) != wanted:
-                    assert time.monotonic() < deadline, f"{listener.frame}\n{vm.logs()}"
-                    time.sleep(0.2)
                 counted = statistics(vgpud)
                 assert counted["pixel_bytes"] == "0"
                 assert int(counted["dmabuf_updates"]) > 10
-                print("seen:", frame, counted)
                 vm.quit()
         assert vgpud.wait() == 0, vgpud.tail()
         assert "Traceback" not in vgpud.log(), vgpud.log()
