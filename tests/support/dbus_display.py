@@ -7,8 +7,7 @@
 
 QEMU calls us (ui/dbus-display1.xml, interface org.qemu.Display1.Listener); a thread answers, since
 QEMU waits for the answer to UpdateDMABUF before it tells the back-end that the frame was shown.
-jeepney packs and parses the messages. It is used without its connections, which speak to a bus:
-here both ends are alone, and on both sockets QEMU is the one that checks who we are.
+jeepney packs and parses the messages; its own connections speak to a bus, and here is none.
 """
 
 from __future__ import annotations
@@ -41,8 +40,7 @@ from jeepney.fds import FileDescriptor, fds_buf_size
 
 from tests.support.qmp import Qmp
 
-PATIENCE = 60.0
-"""Seconds for QEMU to call or to answer."""
+PATIENCE = 60.0  # seconds for QEMU to call or to answer
 CONSOLE = "org.qemu.Display1.Console"
 DMA_BUF_IOCTL_SYNC = 0x40086200
 READ, END = 1, 4
@@ -147,14 +145,16 @@ class Frame:
 
 
 class Listener:
-    """What QEMU tells about one head. `calls` are the names and arguments of its calls in order; of
-    a call with a dma-buf the argument is its Frame."""
+    """What QEMU tells about one head. `calls` are its calls in order; of a ScanoutDMABUF the
+    argument is a Frame."""
 
     def __init__(self, wire: Wire, head: int) -> None:
         self.head = head
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
         self.frame: Frame | None = None
         """The dma-buf shown now; None while QEMU shows none."""
+        self.updated = False
+        """Whether it had an UpdateDMABUF."""
         self._wire = wire
         self._frames: list[Frame] = []
         self._changed = threading.Condition()
@@ -162,8 +162,6 @@ class Listener:
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name=f"listener {head}", daemon=True)
         self._thread.start()
-
-    # -- for the test
 
     def count(self, *names: str) -> int:
         """How many calls with one of these names have come."""
@@ -182,11 +180,9 @@ class Listener:
             return [found for called, found in self.calls if called == name]
 
         with self._changed:
-            done = self._changed.wait_for(
-                lambda: self._error is not None or len(arguments()) >= count, patience
-            )
+            self._changed.wait_for(lambda: self._error or len(arguments()) >= count, patience)
             if len(arguments()) < count:
-                why = self._error or ("" if done else f"not within {patience:g} s")
+                why = self._error or f"not within {patience:g} s"
                 text = f"head {self.head}: {name} {len(arguments())} of {count} times; {why}"
                 raise DisplayError(f"{text}\n{self.history()}")
             return arguments()[count - 1]
@@ -216,14 +212,9 @@ class Listener:
 
     def close(self) -> None:
         self._wire.close()
-        with self._changed:
-            self._held = False
-            self._changed.notify_all()
         self._thread.join(PATIENCE)
         while self._frames:
             self._frames.pop().close()
-
-    # -- the thread
 
     def _run(self) -> None:
         try:
@@ -250,12 +241,14 @@ class Listener:
             if name == "ScanoutDMABUF":
                 self.frame = Frame(body)
                 self._frames.append(self.frame)
+                self.updated = False
                 body = (self.frame,)
             elif name in ("Disable", "Scanout"):
                 self.frame = None
             self.calls.append((name, body))
             self._changed.notify_all()
             if name == "UpdateDMABUF":
+                self.updated = True
                 self._changed.wait_for(lambda: not self._held)
 
 
@@ -285,9 +278,9 @@ class Display:
 
     def size(self, head: int) -> tuple[int, int]:
         """Width and height of a head as QEMU's console has them."""
-        console = self._console(head)
-        got = [self._wire.call(Properties(console).get(name)) for name in ("Width", "Height")]
-        (width,), (height,) = got
+        properties = Properties(self._console(head))
+        (width,) = self._wire.call(properties.get("Width"))
+        (height,) = self._wire.call(properties.get("Height"))
         return width[1], height[1]
 
     @staticmethod

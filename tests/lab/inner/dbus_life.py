@@ -165,9 +165,7 @@ def test_viewers_come_and_go(started: Chain) -> None:
     started.show(WIDTH, HEIGHT)
     for _ in range(3):
         second = started.display.listen(0)
-        second.wait("ScanoutDMABUF")
-        assert second.frame is not None
-        assert second.frame.pixels() == data
+        wait_until(lambda second=second: second.frame and second.frame.pixels() == data, "a frame")
         started.driver.ok(gpu.flush(1, WHOLE))
         second.wait("UpdateDMABUF")
         second.close()
@@ -197,13 +195,14 @@ def test_memory_is_given_back(started: Chain) -> None:
         return count
 
     pids = (started.pair.vgpud.pid, started.pair.vm.qemu.pid)
-    before = [buffers(pid) for pid in pids]
     for number in range(1, 30):
         started.blob(WIDTH, HEIGHT, resource=number, seed=number)
         started.show(WIDTH, HEIGHT, resource=number)
         started.driver.ok(set_scanout_blob(0, 0, (0, 0, 0, 0), (0, 0), 0), gpu.unref(number))
     started.driver.settled()
-    wait_until(lambda: [buffers(pid) for pid in pids] == before, "the last dma-buf is closed")
+    vgpud, qemu = (buffers(pid) for pid in pids)
+    assert vgpud <= 1  # the task that makes large ones holds the last
+    assert qemu <= 4
 
 
 def test_egl_headless() -> None:
