@@ -168,8 +168,8 @@ def _udmabuf(option: str) -> OwnedFd | str:
         fd = int(option.removeprefix("fd="))
         os.set_inheritable(fd, False)
         return OwnedFd(fd)
-    except ValueError:
-        raise HostError(f"--udmabuf={option}: no number") from None
+    except (ValueError, OverflowError):
+        raise HostError(f"--udmabuf={option}: no file descriptor") from None
     except OSError as error:
         raise HostError.of(error, f"--udmabuf={option}") from error
 

@@ -157,6 +157,10 @@ class FakePicture:
             rows.append(memoryview(bgrx(pixels, order)))
         return rows
 
+    @property
+    def memory(self) -> int:
+        return self.stride * self.height
+
     settled = True
 
     def dmabuf(self) -> FakeDmabuf | None:
@@ -196,6 +200,8 @@ class FakeBacking:
                 found += data
             offset = max(0, offset - size)
         return found
+
+    segments = 0
 
     def picture(self, layout: Layout, size: int) -> FakePicture:
         return FakePicture(self, Layout(*layout), size)
@@ -243,6 +249,10 @@ class FakeSurface:
             return [self.pixels[start : start + length * rect.height]]
         starts = range(start, start + rect.height * self.stride, self.stride)
         return [self.pixels[at : at + length] for at in starts]
+
+    @property
+    def memory(self) -> int:
+        return self.stride * self.height
 
     settled = True
 

@@ -261,6 +261,7 @@ class GpuDevice:
             return None
         self.resources.require_entries(count)
         backing = self._store.resolve(entries)
+        self.resources.require_entries(max(count, backing.segments))
         if isinstance(resource, Blob) and backing.size < resource.size:
             raise GuestError(
                 Ctrl.RESP_ERR_INVALID_PARAMETER,

@@ -65,6 +65,10 @@ class Picture(Protocol):
         """
 
     @property
+    def memory(self) -> int:
+        """Bytes of what dmabuf() exports: all of the buffer, however little of it is shown."""
+
+    @property
     def settled(self) -> bool:
         """Whether dmabuf() answers at once: it was made, or it is known that it cannot be."""
 
@@ -79,6 +83,10 @@ class Backing(Protocol):
     @property
     def size(self) -> int:
         """Bytes: the sum of the entries' lengths."""
+
+    @property
+    def segments(self) -> int:
+        """Pieces that it takes in the host: an entry may reach over many regions."""
 
     def read(self, offset: int, length: int) -> bytes:
         """At most `length` bytes; fewer at the end. Raises GuestError as `rows` does."""

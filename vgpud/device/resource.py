@@ -137,7 +137,8 @@ class ResourceTable:
         if self.entries + count > MAX_ALL_ENTRIES:
             raise GuestError(Ctrl.RESP_ERR_OUT_OF_MEMORY, f"{self.entries} entries are in use")
 
-    def attach(self, resource: Image | Blob, backing: Backing | None, entries: int) -> None:
+    def attach(self, resource: Image | Blob, backing: Backing, entries: int) -> None:
+        entries = max(entries, backing.segments)
         resource.backing, resource.entries = backing, entries
         self.entries += entries
 

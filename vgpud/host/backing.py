@@ -58,34 +58,42 @@ class Exporter:
 class HostBacking:
     """Guest pages behind a resource. They may be lost and come back with the memory table."""
 
-    __slots__ = ("__weakref__", "_dmabuf", "_entries", "_exporter", "_memory", "native", "size")
+    __slots__ = ("__weakref__", "_bound", "_dmabuf", "_entries", "_exporter", "segments", "size")
 
     def __init__(self, memory: Snapshot, entries: bytes, exporter: Exporter) -> None:
         self._entries = entries
         self._exporter = exporter
-        self._memory = memory
-        self.native: _native.Backing | None = _native.Backing(memory.native, entries)
-        self.size = self.native.size
+        native = _native.Backing(memory.native, entries)
+        # One attribute, so that an export in another thread never pairs two tables.
+        self._bound: tuple[Snapshot, _native.Backing] | None = (memory, native)
+        self.size = native.size
+        self.segments = native.segments
         self._dmabuf = LazyDmabuf(exporter.explain)
 
     @property
+    def native(self) -> _native.Backing | None:
+        """None where it is lost."""
+        bound = self._bound
+        return None if bound is None else bound[1]
+
+    @property
     def lost(self) -> bool:
-        return self.native is None
+        return self._bound is None
 
     def rebind(self, memory: Snapshot) -> None:
         """Another memory table: the old mappings and the dma-buf are gone when this returns. An
         export that runs in a thread holds descriptors only, and its result is closed at once."""
-        self.native = None  # first: nothing may hold the old mapping, whatever comes
-        self._memory = memory
+        self._bound = None  # first: nothing may hold the old mapping, whatever comes
         with suppress(ValueError):  # lost until the table has the addresses again (row R09)
-            self.native = _native.Backing(memory.native, self._entries)
+            self._bound = (memory, _native.Backing(memory.native, self._entries))
         self._dmabuf.drop()
 
     def require(self) -> _native.Backing:
         """Raises GuestError(ERR_UNSPEC) where it is lost."""
-        if self.native is None:
+        native = self.native
+        if native is None:
             raise GuestError(Ctrl.RESP_ERR_UNSPEC, "the backing's memory was unplugged")
-        return self.native
+        return native
 
     def read(self, offset: int, length: int) -> bytes:
         """See `Backing.read`."""
@@ -111,12 +119,11 @@ class HostBacking:
         return self._dmabuf.get(lambda: self._export(udmabuf, size))
 
     def _export(self, udmabuf: Udmabuf, size: int) -> Dmabuf:
-        memory, native = self._memory, self.native
-        if native is None:
+        bound = self._bound
+        if bound is None:
             raise CannotExport("lost", "the backing's memory was unplugged")
-        runs = native.runs(size)
-        files = memory.files
-        del memory, native  # the kernel takes its time; no mapping is held meanwhile
+        runs, files = bound[1].runs(size), bound[0].files
+        del bound  # the kernel takes its time; no mapping is held meanwhile
         return udmabuf.export(runs, files, size)
 
 
@@ -157,6 +164,10 @@ class HostPicture:
         except (_native.GuestFault, ValueError) as error:
             raise GuestError(Ctrl.RESP_ERR_UNSPEC, str(error)) from error
         return [memoryview(out)]
+
+    @property
+    def memory(self) -> int:
+        return self._size
 
     @property
     def settled(self) -> bool:

@@ -140,7 +140,10 @@ class LazyDmabuf:
         try:
             made = make()  # without the lock: drop() must not wait for the kernel
         except CannotExport as error:
-            self._refused = time.monotonic()
+            with self._lock:
+                if version != self._version:
+                    return None  # of what it was made of before
+                self._refused = time.monotonic()
             self._explain(error)
             return None
         with self._lock:

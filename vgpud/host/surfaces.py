@@ -36,6 +36,9 @@ MAX_EXPORTABLE: Final = 128
 """Surfaces in memfds: each has two descriptors (Python's mmap keeps one of its own), a quarter of
 the 1,024 that a process usually has. Those beyond are shown by copying them."""
 
+MAX_PRIVATE: Final = 128 << 20
+"""Bytes of the display's own surfaces: four 4K heads, or nearly one of 8K."""
+
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
@@ -115,6 +118,10 @@ class HostSurface:
         return None if self._file is None else (self._file.fileno(), len(self._memory))
 
     @property
+    def memory(self) -> int:
+        return len(self._memory)
+
+    @property
     def settled(self) -> bool:
         exporter = self._exporter
         return exporter is None or exporter.udmabuf is None or self._dmabuf.settled
@@ -147,6 +154,7 @@ class HostPixelStore:
         self._exportable = max_exportable if exportable else 0
         self._backings: WeakSet[HostBacking] = WeakSet()
         self._exported: WeakSet[HostSurface] = WeakSet()
+        self._private: WeakSet[HostSurface] = WeakSet()
         self._explained: set[str] = set()
 
     def create_surface(self, width: int, height: int, pixel_format: int) -> HostSurface:
@@ -172,9 +180,16 @@ class HostPixelStore:
 
     def create_private(self, width: int, height: int) -> HostSurface | None:
         """A B8G8R8X8 surface of the display's own, for what cannot be scanned out where it is
-        (decision 5): exportable whatever its size. None where there is no memory for it."""
+        (decision 5). None where there is no memory for it, or it would be too much: the guest's
+        quota does not count it, and all of it is copied in one go."""
+        size = width * height * 4
+        if size + sum(len(one.pixels) for one in self._private) > MAX_PRIVATE:
+            self._explain(CannotExport("private", f"{size >> 20} MiB more for copies of scanouts"))
+            return None
         try:
-            return self._create(width, height, Format.B8G8R8X8_UNORM, self._exporter)
+            made = self._create(width, height, Format.B8G8R8X8_UNORM, self._exporter)
+            self._private.add(made)
+            return made
         except OSError as error:
             number = error.errno or 0
             self._explain(CannotExport("memfd", "a memfd for a scanout", number))

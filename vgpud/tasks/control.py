@@ -108,11 +108,12 @@ async def _answer(
     fd: OwnedFd | None = None
     try:
         request = json.loads(line)
-        if not isinstance(request, dict) or request.get("command") not in commands:
+        command = request.get("command") if isinstance(request, dict) else None
+        if not isinstance(command, str) or command not in commands:
             raise Refused(f"no such command; there are: {', '.join(sorted(commands))}")
-        fields, fd = commands[request["command"]](request)
+        fields, fd = commands[command](request)
         reply: dict[str, Any] = {"ok": True, **fields}
-    except (Refused, ValueError) as error:
+    except (Refused, ValueError, RecursionError, MemoryError) as error:
         reply = {"ok": False, "error": str(error)}
     data = json.dumps(reply).encode() + b"\n"
     rights = [] if fd is None else [_rights(fd)]

@@ -115,7 +115,7 @@ class DisplayLink:
         """The memory table is another one; returns when nothing here refers to the old."""
         for head in self._heads.values():
             head.memory_changed()
-        self.flush()
+        self._unmade.set()  # and told by that task, after QEMU has its acknowledgement
 
     def heads(self) -> dict[int, Head]:
         """Those that were ever named, by their number."""
@@ -179,6 +179,7 @@ class DisplayLink:
                 picture = head.unmade
                 if picture is not None:
                     await trio.to_thread.run_sync(picture.dmabuf)
+                del picture  # a task that waits must not keep a dma-buf alive
             self.flush()
 
     async def _keep_qemu_reading(self) -> None:

@@ -157,8 +157,9 @@ class GpuSocket:
             return
         self.gone = True
         self._scope.cancel()
-        if self._out is not None:
-            self._out.take()
+        out, self._out = self._out, None  # with its dma-buf
+        if out is not None:
+            out.take()
         for question in (*self._owed, *(question for _, question in self._early)):
             question.give_up()
 

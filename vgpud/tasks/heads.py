@@ -91,6 +91,8 @@ class Head:
         self._told: object = _OFF
         self._source: _Source | None = None
         self._sourced = False
+        self._dark = False
+        self._canvas: Canvas | None = None
 
     @property
     def shown(self) -> tuple[Picture, Rect] | None:
@@ -109,7 +111,9 @@ class Head:
         picture = self._picture
         if picture is None or self._sourced or self._make_canvas is None or picture.settled:
             return None
-        return picture if picture.stride * picture.height > LARGE else None
+        if self._rect != Rect(0, 0, picture.width, picture.height):
+            return None  # a canvas, not the whole of it
+        return picture if picture.memory > LARGE else None
 
     # -- what the device says
 
@@ -120,15 +124,17 @@ class Head:
             return
         tickets = self._drop_damage()
         self._picture, self._rect = message.surface, message.rect
+        self._dark = False
         self._forget_source()
         if self._picture is None:
+            self._canvas = None
             _take(tickets)
         else:
             self._damage.append((self._whole(), tickets))
 
     def damage(self, rect: Rect, ticket: Ticket) -> None:
         """Pixels changed; the ticket is taken when the display has them."""
-        if self._picture is None:
+        if self._picture is None or self._dark:
             ticket.taken()
             return
         if self._damage:
@@ -146,7 +152,7 @@ class Head:
         it shows an old dma-buf until it is told otherwise (trap 13)."""
         self.release()
         self.pointer = Pointer()
-        self._picture = None
+        self._picture = self._canvas = None
         self._forget_source()
         if self._way is _Way.PIXELS:
             self._way, self._told = _Way.NEVER, _OFF
@@ -157,8 +163,13 @@ class Head:
         """The memory table is another: dma-bufs of the old one are dropped, and a picture whose
         pages have gone is no longer shown."""
         self._forget_source()
-        if self._picture is not None and self._picture.lost:
-            self._turn_off()
+        if self._picture is None:
+            return
+        was_dark, self._dark = self._dark, self._picture.lost
+        if self._dark:
+            _take(self._drop_damage())
+        elif was_dark:
+            self._damage.append((self._whole(), self._drop_damage()))
 
     # -- what the display is told
 
@@ -180,7 +191,7 @@ class Head:
 
     def next_picture(self, terms: Terms) -> Outgoing | None:
         """The next message about the picture; None where QEMU knows all, or must answer first."""
-        if self._picture is None:
+        if self._picture is None or self._dark:
             return self._next_off()
         if self.unmade is not None:
             return None
@@ -200,8 +211,11 @@ class Head:
         self._told = _OFF
         if self._way is _Way.PIXELS:
             return small(vhost_user_gpu.scanout(self._id, 0, 0))
+        return small(self._no_buffer())
+
+    def _no_buffer(self) -> bytes:
         empty = vhost_user_gpu.DmabufScanout(self._id, 0, 0, 0, 0, 0, 0, 0, 0, 0)
-        return small(vhost_user_gpu.dmabuf_scanout(empty))
+        return vhost_user_gpu.dmabuf_scanout(empty)
 
     def _next_pixels(self, picture: Picture) -> Outgoing | None:
         """SCANOUT first, then damage: an UPDATE without a SCANOUT on the same socket, in the same
@@ -211,6 +225,9 @@ class Head:
         scanout = b""
         if self._way is not _Way.PIXELS or self._told != size:
             scanout = vhost_user_gpu.scanout(self._id, *size)
+            if self._way is _Way.BUFFER and self._told is not _OFF:
+                # QEMU keeps the old dma-buf until it is told to let go (trap 13).
+                scanout = self._no_buffer() + scanout
             if not self._damage:
                 self._damage.append((self._whole(), []))
         if not self._damage:
@@ -285,14 +302,25 @@ class Head:
         if self._rect == Rect(0, 0, picture.width, picture.height):
             dmabuf = picture.dmabuf()
             # A last row shorter than the stride is legal (B09), but GPUs want all of it.
-            if dmabuf is not None and picture.stride * picture.height <= dmabuf.size:
+            # No GPU takes rows that do not start at whole pixels.
+            whole = dmabuf is not None and picture.stride * picture.height <= dmabuf.size
+            if dmabuf is not None and whole and picture.stride % 4 == 0:
                 return _Source(picture, None, dmabuf)
         assert self._make_canvas is not None
-        canvas = self._make_canvas(self._rect.width, self._rect.height)
+        canvas = self._canvas
+        size = (self._rect.width, self._rect.height)
+        fresh = canvas is None or (canvas.width, canvas.height) != size
+        if fresh:
+            self._canvas = None  # the old one first
+            canvas = self._make_canvas(*size)
         dmabuf = None if canvas is None else canvas.dmabuf()
         if canvas is None or dmabuf is None:
             return None
-        canvas.paint(self._whole(), picture.rows(self._rect))
+        if fresh:
+            canvas.paint(self._whole(), picture.rows(self._rect))
+        elif not self._damage:
+            self._damage.append((self._whole(), []))
+        self._canvas = canvas
         return _Source(canvas, canvas, dmabuf)
 
     def _forget_source(self) -> None:
@@ -301,7 +329,7 @@ class Head:
     # -- small things
 
     def _turn_off(self) -> None:
-        self._picture = None
+        self._picture = self._canvas = None
         self._forget_source()
         _take(self._drop_damage())
 
