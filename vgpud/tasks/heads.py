@@ -167,6 +167,7 @@ class Head:
             return
         was_dark, self._dark = self._dark, self._picture.lost
         if self._dark:
+            self._canvas = None
             _take(self._drop_damage())
         elif was_dark:
             self._damage.append((self._whole(), self._drop_damage()))
