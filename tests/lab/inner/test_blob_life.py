@@ -1,5 +1,5 @@
-"""A blob's dma-buf goes when its memory does: while it is shown, before QEMU hears that memory may
-be unplugged, at a reset, and however often."""
+"""A blob's dma-buf goes when its memory does: while it is shown, and before QEMU hears that the
+memory may be unplugged."""
 
 from __future__ import annotations
 
