@@ -149,8 +149,8 @@ class Reset:
 
 @dataclass(frozen=True, slots=True)
 class ConfigWritten:
-    """The guest wrote the config space. `num_scanouts` is QEMU's `max_outputs`, which only
-    this message tells."""
+    """The guest wrote the config space. `num_scanouts` is QEMU's `max_outputs`, unless the guest
+    patched it, and so not to be relied on."""
 
     num_scanouts: int
 

@@ -107,7 +107,8 @@ class DisplayLink:
             self._deadlines.add(ASK_DEADLINE, pending)
 
     def reset(self) -> None:
-        """The device was reset: nothing is shown any more. The socket is at its end already."""
+        """The device was reset: nothing is shown any more. Its socket is at its end already, or,
+        where only SET_VRING_BASE tells of the reset (decision 10), the next one is silent yet."""
         for head in self._heads.values():
             head.reset()
 
