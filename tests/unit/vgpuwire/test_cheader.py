@@ -58,7 +58,7 @@ def test_padding_has_no_constant() -> None:
 def compiler() -> str:
     found = shutil.which("cc")
     if found is None:
-        pytest.skip("no C compiler")
+        pytest.fail("no C compiler: apt-get install gcc")
     return found
 
 
