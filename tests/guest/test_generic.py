@@ -4,16 +4,20 @@ There is no display socket, so the heads are vgpud's own and the picture is take
 """
 
 import json
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.guest.pattern import pattern
 from tests.qemu.binaries import qemu
+from tests.qemu.process import Child
 from tests.support.guest_image import GuestImage
-from tests.support.qemu import VGPUD, backend, machine
+from tests.support.qemu import PATIENCE, VGPUD, Machine, backend, machine
 from vgpud import ctl
 
+MODEL = "vhost-user-test-device-pci"
 GENERIC = "virtio-id=16,num_vqs=2,vq_size=256,config_size=20"
 WIDTH, HEIGHT = 1024, 768
 
@@ -35,7 +39,7 @@ def test_a_linux_guest_shows_blobs(
             qemu("trixie-backports"),
             image,
             gpu,
-            model="vhost-user-test-device-pci",
+            model=MODEL,
             device=GENERIC,
             children=[vgpud],
         ) as vm:
@@ -55,6 +59,49 @@ def test_a_linux_guest_shows_blobs(
             vm.quit()
         assert vgpud.wait() == 0, vgpud.tail()
         assert "Traceback" not in vgpud.log(), vgpud.log()
+
+
+def wait_connected(vm: Machine) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        chardevs = {one["label"]: one["filename"] for one in vm.qmp.execute("query-chardev")}
+        if not chardevs["gpu"].startswith("disconnected:"):
+            return
+        assert time.monotonic() < deadline, vm.logs()
+        time.sleep(0.05)
+
+
+def test_a_chardev_that_reconnects(image: GuestImage) -> None:
+    """vgpud comes after QEMU, goes and comes again: each connection is a session of its own. The
+    device is added last, because QEMU talks to the back-end at once when it is made, and 11.1
+    forgets to after a loss."""
+    generic = qemu("trixie-backports")
+    assert generic.root is not None
+    arguments = ["-device", "pcie-root-port,id=slot1,chassis=1,slot=1"]
+    with tempfile.TemporaryDirectory(dir=generic.root / "tmp") as folder:
+        path, control = f"{folder}/gpu", f"{folder}/control"
+        seen = "/" + str(Path(path).relative_to(generic.root))
+        arguments += ["-chardev", f"socket,id=gpu,path={seen},reconnect-ms=50"]
+        argv = [*VGPUD, f"--socket-path={path}", f"--control={control}"]
+        argv += [f"--outputs={WIDTH}x{HEIGHT}"]
+        with machine(generic, image, None, arguments=arguments) as vm:
+            vm.wait_ready()
+            with Child("first", argv) as vgpud:
+                vgpud.wait_log("event=session-start")
+            with Child("second", argv) as vgpud:
+                vgpud.wait_log("event=session-start")
+                wait_connected(vm)
+                device = f"{MODEL},id=gpu0,bus=slot1,chardev=gpu,{GENERIC}"
+                said = vm.qmp.execute("human-monitor-command", command_line=f"device_add {device}")
+                assert not said, said
+                vm.run("until [ -e /dev/dri/card0 ]; do sleep 0.1; done")
+                vm.draw("--seed 3")
+                width, height, pixels = ctl.screenshot(control, 0)
+                assert (width, height) == (WIDTH, HEIGHT)
+                assert rgb(pixels) == pattern(WIDTH, HEIGHT, 3)
+                vm.quit()
+                log = vgpud.wait_log("event=session-end")
+                assert "Traceback" not in log, log
 
 
 def test_a_head_that_is_off_has_no_screenshot(tmp_path: Path) -> None:

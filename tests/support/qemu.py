@@ -174,7 +174,7 @@ def backend(argv: Sequence[str] = VGPUD) -> Iterator[tuple[Child, socket.socket]
 def machine(
     qemu: Qemu,
     image: GuestImage,
-    gpu: socket.socket,
+    gpu: socket.socket | None,
     *,
     model: str = "vhost-user-gpu-pci",
     device: str = "",
@@ -182,7 +182,8 @@ def machine(
     children: Sequence[Child] = (),
     memory: str = "256M",
 ) -> Iterator[Machine]:
-    """A QEMU that boots `image`, its GPU served on the socket `gpu` (closed here once passed on).
+    """A QEMU that boots `image`, its GPU served on the socket `gpu` (closed here once passed on);
+    None: it has none but what `arguments` add.
 
     `model` is the GPU and `device` is appended to its options ("max_outputs=2"), `arguments` to
     QEMU's. The logs of `children` (the back-end) are shown where something fails.
@@ -214,13 +215,16 @@ def machine(
                 "chardev:console",
             ),
             *("-chardev", f"socket,id=port,fd={port_end.fileno()}", "-serial", "chardev:port"),
-            *("-chardev", f"socket,id=gpu,fd={gpu.fileno()}"),
-            *("-device", f"{model},id=gpu0,chardev=gpu{device and ','}{device}"),
             *arguments,
         ]
-        fds = [end.fileno() for end in (qmp_end, port_end, gpu)]
+        ends = [qmp_end, port_end]
+        if gpu is not None:
+            ends.append(gpu)
+            argv += ["-chardev", f"socket,id=gpu,fd={gpu.fileno()}"]
+            argv += ["-device", f"{model},id=gpu0,chardev=gpu{device and ','}{device}"]
+        fds = [end.fileno() for end in ends]
         child = stack.enter_context(Child("QEMU", argv, [*fds, writer]))
-        for end in (qmp_end, port_end, gpu):
+        for end in ends:
             end.close()
         vm = Machine(child, children, console.fileno())
         vm.connect(qmp, port)
