@@ -15,6 +15,7 @@ struct backing {
 	PyObject_HEAD
 	struct memory *memory;
 	size_t count, room; // `count` segments and one more that holds the size
+	bool elsewhere;	    // some of it is not mapped: no byte is touched
 	struct segment *segments;
 };
 
@@ -75,7 +76,8 @@ static int backing_append(struct backing *self, uint64_t gpa, uint8_t *host, uin
 		uint64_t last_length = offset - last->offset;
 
 		// Contiguous for the guest too, so that rebind() can split it again.
-		if (last->gpa + last_length == gpa && last->host + last_length == host) {
+		if (last->gpa + last_length == gpa &&
+		    (host ? last->host && last->host + last_length == host : !last->host)) {
 			end->offset = offset + length;
 			return 0;
 		}
@@ -88,15 +90,18 @@ static int backing_append(struct backing *self, uint64_t gpa, uint8_t *host, uin
 	return 0;
 }
 
-// False where the range is not all in readable memory; -1 on MemoryError.
+// 0 where the range is not all in memory that may be read or exported; -1 on MemoryError.
 static int backing_resolve(struct backing *self, uint64_t gpa, uint64_t length)
 {
-	if (!length || !memory_covers(self->memory, gpa, length, false))
+	if (!length || wraps(gpa, length))
 		return 0;
 	while (length) {
 		uint64_t run;
-		uint8_t *host = memory_piece(self->memory, gpa, length, false, &run);
+		uint8_t *host;
 
+		if (!memory_backs(self->memory, gpa, length, &host, &run))
+			return 0;
+		self->elsewhere |= !host;
 		if (backing_append(self, gpa, host, run) < 0)
 			return -1;
 		gpa += run, length -= run;
@@ -228,6 +233,32 @@ static size_t backing_find(const struct backing *self, size_t hint, uint64_t off
 	return low;
 }
 
+bool backing_require_mapped(struct state *state, const struct backing *backing)
+{
+	if (!backing->elsewhere)
+		return true;
+	PyErr_SetString(state->guest_fault, "device memory is not mapped here");
+	return false;
+}
+
+// A device's memory is not cached: each load is a round trip to it, so few and wide ones. The
+// loads are aligned, and each is made once, as the device expects of those that it was asked.
+static void load_wide(uint8_t *to, const uint8_t *from, uint64_t length)
+{
+	typedef uint64_t wide __attribute__((vector_size(16)));
+
+	for (; length && (uintptr_t)from % sizeof(wide); length--)
+		*to++ = *(const volatile uint8_t *)from++;
+	for (; length >= sizeof(wide); length -= sizeof(wide)) {
+		wide value = *(const volatile wide *)(const volatile void *)from;
+
+		memcpy(to, &value, sizeof(value));
+		to += sizeof(value), from += sizeof(value);
+	}
+	for (; length; length--)
+		*to++ = *(const volatile uint8_t *)from++;
+}
+
 void backing_load(struct guard *guard, const struct backing *backing, size_t *hint,
 		  uint64_t offset, void *ret, uint64_t length)
 {
@@ -241,7 +272,10 @@ void backing_load(struct guard *guard, const struct backing *backing, size_t *hi
 		if (run > length)
 			run = length;
 		guard_range(guard, segment->host + inside, run);
-		memcpy(to, segment->host + inside, run);
+		if (memory_is_device(backing->memory))
+			load_wide(to, segment->host + inside, run);
+		else
+			memcpy(to, segment->host + inside, run);
 		*hint = i;
 		offset += run, to += run, length -= run;
 	}
@@ -279,6 +313,8 @@ static PyObject *backing_read(PyObject *object, PyObject *args, PyObject *kwargs
 		r.length = size - r.offset;
 	if (r.length > PY_SSIZE_T_MAX)
 		return PyErr_NoMemory();
+	if (!backing_require_mapped(state_of(Py_TYPE(object)), self))
+		return NULL;
 	bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)r.length);
 	if (!bytes)
 		return NULL;
@@ -298,6 +334,11 @@ static PyObject *backing_get_segments(PyObject *self, void *Py_UNUSED(closure))
 	return PyLong_FromSize_t(((struct backing *)self)->count);
 }
 
+static PyObject *backing_get_mapped(PyObject *self, void *Py_UNUSED(closure))
+{
+	return PyBool_FromLong(!((struct backing *)self)->elsewhere);
+}
+
 static PyMethodDef backing_methods[] = {
 	{"read", (PyCFunction)(void (*)(void))backing_read, METH_VARARGS | METH_KEYWORDS},
 	{"rebind", (PyCFunction)(void (*)(void))backing_rebind, METH_VARARGS | METH_KEYWORDS},
@@ -308,6 +349,7 @@ static PyMethodDef backing_methods[] = {
 static PyGetSetDef backing_getset[] = {
 	{"size", backing_get_size},
 	{"segments", backing_get_segments},
+	{"mapped", backing_get_mapped},
 	{NULL},
 };
 

@@ -11,13 +11,14 @@ struct mapping {
 	uint64_t offset;    // in the region's file
 	uint8_t *host;
 	size_t region; // its number in the table
-	bool writable;
+	bool writable, elsewhere;
 };
 
 struct memory {
 	PyObject_HEAD
 	PyObject *regions; // tuple
 	size_t count;
+	bool device;
 	struct mapping *mappings; // by gpa
 };
 
@@ -83,6 +84,23 @@ bool memory_covers(const struct memory *memory, uint64_t gpa, uint64_t length, b
 		if (!memory_piece(memory, gpa, length, write, &run))
 			return false;
 	return true;
+}
+
+bool memory_backs(const struct memory *memory, uint64_t gpa, uint64_t length, uint8_t **host,
+		  uint64_t *run)
+{
+	const struct mapping *found = memory_find(memory, gpa);
+
+	if (!found || (!found->host && !found->elsewhere))
+		return false;
+	*host = found->host ? found->host + (gpa - found->gpa) : NULL;
+	*run = run_of(found, gpa, length);
+	return true;
+}
+
+bool memory_is_device(const struct memory *memory)
+{
+	return memory->device;
 }
 
 // Linear: asked three times when a ring starts, and QEMU may show one piece of RAM at two
@@ -194,7 +212,9 @@ static PyObject *memory_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
 			.host = region->host,
 			.region = (size_t)i,
 			.writable = region->writable,
+			.elsewhere = region->elsewhere,
 		};
+		self->device |= region->device;
 		self->count++;
 	}
 	if (self->count)

@@ -5,6 +5,7 @@
 #include <stddef.h>
 
 #include <linux/udmabuf.h>
+#include <linux/vfio.h>
 #include <linux/virtio_gpu.h>
 #include <linux/virtio_ring.h>
 
@@ -20,4 +21,10 @@ VGPU_NUMBERS(NUMBER)
 /* Before Linux 7.2 struct virtio_gpu_config ends at num_capsets. */
 #ifdef VIRTIO_GPU_F_BLOB_ALIGNMENT
 VGPU_LAYOUT_NEWER(SIZE, FIELD)
+#endif
+
+/* Before Linux 6.19 VFIO has no dma-bufs. */
+#ifdef VFIO_DEVICE_FEATURE_DMA_BUF
+VGPU_LAYOUT_DMA_BUF(SIZE, FIELD)
+VGPU_NUMBERS_DMA_BUF(NUMBER)
 #endif

@@ -137,6 +137,24 @@
 #define VGPU_UDMABUF_CREATE_LIST_SIZE                              8u
 #define VGPU_UDMABUF_CREATE_LIST_FLAGS_OFFSET                      0u
 #define VGPU_UDMABUF_CREATE_LIST_COUNT_OFFSET                      4u
+#define VGPU_VFIO_REGION_INFO_SIZE                                 32u
+#define VGPU_VFIO_REGION_INFO_ARGSZ_OFFSET                         0u
+#define VGPU_VFIO_REGION_INFO_FLAGS_OFFSET                         4u
+#define VGPU_VFIO_REGION_INFO_INDEX_OFFSET                         8u
+#define VGPU_VFIO_REGION_INFO_CAP_OFFSET_OFFSET                    12u
+#define VGPU_VFIO_REGION_INFO_SIZE_OFFSET                          16u
+#define VGPU_VFIO_REGION_INFO_OFFSET_OFFSET                        24u
+#define VGPU_VFIO_DEVICE_FEATURE_SIZE                              8u
+#define VGPU_VFIO_DEVICE_FEATURE_ARGSZ_OFFSET                      0u
+#define VGPU_VFIO_DEVICE_FEATURE_FLAGS_OFFSET                      4u
+#define VGPU_VFIO_DEVICE_FEATURE_DMA_BUF_SIZE                      16u
+#define VGPU_VFIO_DEVICE_FEATURE_DMA_BUF_REGION_INDEX_OFFSET       0u
+#define VGPU_VFIO_DEVICE_FEATURE_DMA_BUF_OPEN_FLAGS_OFFSET         4u
+#define VGPU_VFIO_DEVICE_FEATURE_DMA_BUF_FLAGS_OFFSET              8u
+#define VGPU_VFIO_DEVICE_FEATURE_DMA_BUF_NR_RANGES_OFFSET          12u
+#define VGPU_VFIO_REGION_DMA_RANGE_SIZE                            16u
+#define VGPU_VFIO_REGION_DMA_RANGE_OFFSET_OFFSET                   0u
+#define VGPU_VFIO_REGION_DMA_RANGE_LENGTH_OFFSET                   8u
 #define VGPU_VRING_AVAIL_SIZE                                      4u
 #define VGPU_VRING_AVAIL_FLAGS_OFFSET                              0u
 #define VGPU_VRING_AVAIL_IDX_OFFSET                                2u
@@ -144,6 +162,10 @@
 #define VGPU_VRING_USED_FLAGS_OFFSET                               0u
 #define VGPU_VRING_USED_IDX_OFFSET                                 2u
 #define VGPU_IOCTL_UDMABUF_CREATE_LIST 0x40087543u
+#define VGPU_IOCTL_VFIO_DEVICE_GET_INFO 0x3b6bu
+#define VGPU_IOCTL_VFIO_DEVICE_GET_REGION_INFO 0x3b6cu
+#define VGPU_IOCTL_VFIO_DEVICE_FEATURE 0x3b75u
+#define VGPU_VFIO_DEVICE_FEATURE_DMA_BUF 11u
 
 #define VGPU_LAYOUT(SIZE, FIELD) \
 	SIZE(vring_desc, VGPU_VRING_DESC_SIZE) \
@@ -279,6 +301,16 @@
 	SIZE(udmabuf_create_list, VGPU_UDMABUF_CREATE_LIST_SIZE) \
 	FIELD(udmabuf_create_list, flags, VGPU_UDMABUF_CREATE_LIST_FLAGS_OFFSET) \
 	FIELD(udmabuf_create_list, count, VGPU_UDMABUF_CREATE_LIST_COUNT_OFFSET) \
+	SIZE(vfio_region_info, VGPU_VFIO_REGION_INFO_SIZE) \
+	FIELD(vfio_region_info, argsz, VGPU_VFIO_REGION_INFO_ARGSZ_OFFSET) \
+	FIELD(vfio_region_info, flags, VGPU_VFIO_REGION_INFO_FLAGS_OFFSET) \
+	FIELD(vfio_region_info, index, VGPU_VFIO_REGION_INFO_INDEX_OFFSET) \
+	FIELD(vfio_region_info, cap_offset, VGPU_VFIO_REGION_INFO_CAP_OFFSET_OFFSET) \
+	FIELD(vfio_region_info, size, VGPU_VFIO_REGION_INFO_SIZE_OFFSET) \
+	FIELD(vfio_region_info, offset, VGPU_VFIO_REGION_INFO_OFFSET_OFFSET) \
+	SIZE(vfio_device_feature, VGPU_VFIO_DEVICE_FEATURE_SIZE) \
+	FIELD(vfio_device_feature, argsz, VGPU_VFIO_DEVICE_FEATURE_ARGSZ_OFFSET) \
+	FIELD(vfio_device_feature, flags, VGPU_VFIO_DEVICE_FEATURE_FLAGS_OFFSET) \
 	FIELD(vring_avail, flags, VGPU_VRING_AVAIL_FLAGS_OFFSET) \
 	FIELD(vring_avail, idx, VGPU_VRING_AVAIL_IDX_OFFSET) \
 	FIELD(vring_used, flags, VGPU_VRING_USED_FLAGS_OFFSET) \
@@ -288,7 +320,23 @@
 	SIZE(virtio_gpu_config, VGPU_VIRTIO_GPU_CONFIG_SIZE) \
 	FIELD(virtio_gpu_config, blob_alignment, VGPU_VIRTIO_GPU_CONFIG_BLOB_ALIGNMENT_OFFSET)
 
+#define VGPU_LAYOUT_DMA_BUF(SIZE, FIELD) \
+	SIZE(vfio_device_feature_dma_buf, VGPU_VFIO_DEVICE_FEATURE_DMA_BUF_SIZE) \
+	FIELD(vfio_device_feature_dma_buf, region_index, VGPU_VFIO_DEVICE_FEATURE_DMA_BUF_REGION_INDEX_OFFSET) \
+	FIELD(vfio_device_feature_dma_buf, open_flags, VGPU_VFIO_DEVICE_FEATURE_DMA_BUF_OPEN_FLAGS_OFFSET) \
+	FIELD(vfio_device_feature_dma_buf, flags, VGPU_VFIO_DEVICE_FEATURE_DMA_BUF_FLAGS_OFFSET) \
+	FIELD(vfio_device_feature_dma_buf, nr_ranges, VGPU_VFIO_DEVICE_FEATURE_DMA_BUF_NR_RANGES_OFFSET) \
+	SIZE(vfio_region_dma_range, VGPU_VFIO_REGION_DMA_RANGE_SIZE) \
+	FIELD(vfio_region_dma_range, offset, VGPU_VFIO_REGION_DMA_RANGE_OFFSET_OFFSET) \
+	FIELD(vfio_region_dma_range, length, VGPU_VFIO_REGION_DMA_RANGE_LENGTH_OFFSET)
+
 #define VGPU_NUMBERS(NUMBER) \
-	NUMBER(UDMABUF_CREATE_LIST, VGPU_IOCTL_UDMABUF_CREATE_LIST)
+	NUMBER(UDMABUF_CREATE_LIST, VGPU_IOCTL_UDMABUF_CREATE_LIST) \
+	NUMBER(VFIO_DEVICE_GET_INFO, VGPU_IOCTL_VFIO_DEVICE_GET_INFO) \
+	NUMBER(VFIO_DEVICE_GET_REGION_INFO, VGPU_IOCTL_VFIO_DEVICE_GET_REGION_INFO) \
+	NUMBER(VFIO_DEVICE_FEATURE, VGPU_IOCTL_VFIO_DEVICE_FEATURE)
+
+#define VGPU_NUMBERS_DMA_BUF(NUMBER) \
+	NUMBER(VFIO_DEVICE_FEATURE_DMA_BUF, VGPU_VFIO_DEVICE_FEATURE_DMA_BUF)
 
 #endif

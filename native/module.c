@@ -72,10 +72,26 @@ int to_fd(PyObject *object, void *ret)
 	return 1;
 }
 
+int to_fd_or_none(PyObject *object, void *ret)
+{
+	if (object != Py_None)
+		return to_fd(object, ret);
+	*(int *)ret = -1;
+	return 1;
+}
+
 static PyMethodDef module_methods[] = {
 	{"transfer", (PyCFunction)(void (*)(void))transfer, METH_VARARGS | METH_KEYWORDS},
 	{"copy_out", (PyCFunction)(void (*)(void))copy_out, METH_VARARGS | METH_KEYWORDS},
 	{"udmabuf_create", (PyCFunction)(void (*)(void))udmabuf_create, METH_VARARGS | METH_KEYWORDS},
+	{"vfio_device_info", (PyCFunction)(void (*)(void))vfio_device_info,
+	 METH_VARARGS | METH_KEYWORDS},
+	{"vfio_region_info", (PyCFunction)(void (*)(void))vfio_region_info,
+	 METH_VARARGS | METH_KEYWORDS},
+	{"vfio_probe_dma_buf", (PyCFunction)(void (*)(void))vfio_probe_dma_buf,
+	 METH_VARARGS | METH_KEYWORDS},
+	{"vfio_get_dma_buf", (PyCFunction)(void (*)(void))vfio_get_dma_buf,
+	 METH_VARARGS | METH_KEYWORDS},
 	{"file_system", (PyCFunction)(void (*)(void))file_system, METH_VARARGS | METH_KEYWORDS},
 	{NULL},
 };

@@ -52,7 +52,20 @@ struct rectangle {
 	uint64_t stride, row_bytes, rows;
 	uint64_t offset, src_stride; // in the backing
 	uint64_t written;
+	const volatile uint8_t *stop; // not NULL: another thread sets it to end the copy
+	uint64_t looked; // `written` when it was last looked at
 };
+
+// A copy that is told to stop goes on for this many bytes at most: QEMU waits for it.
+#define STOP_BYTES (256 * 1024)
+
+static bool stopped(struct rectangle *r)
+{
+	if (!r->stop || r->written - r->looked < STOP_BYTES)
+		return false;
+	r->looked = r->written;
+	return *r->stop;
+}
 
 static void transfer_work(struct guard *guard, void *arg)
 {
@@ -60,7 +73,7 @@ static void transfer_work(struct guard *guard, void *arg)
 	uint64_t size = backing_size(r->backing), offset = r->offset;
 	size_t hint = 0;
 
-	for (uint64_t row = 0; row < r->rows && offset < size; row++) {
+	for (uint64_t row = 0; row < r->rows && offset < size && !stopped(r); row++) {
 		uint64_t left = size - offset;
 		uint64_t bytes = (r->row_bytes <= left ? r->row_bytes : left) & ~(uint64_t)3;
 		uint8_t *to = r->to + row * r->stride;
@@ -109,7 +122,8 @@ PyObject *transfer(PyObject *module, PyObject *args, PyObject *kwargs)
 	if (!r.row_bytes || !r.rows)
 		return PyLong_FromLong(0);
 	r.to = (uint8_t *)surface.buf + y * r.stride + 4 * (uint64_t)x;
-	if (!guarded(state, backing_memory(r.backing), transfer_work, &r, r.row_bytes * r.rows))
+	if (!backing_require_mapped(state, r.backing) ||
+	    !guarded(state, backing_memory(r.backing), transfer_work, &r, r.row_bytes * r.rows))
 		return NULL;
 	return PyLong_FromUnsignedLongLong(r.written);
 }
@@ -127,24 +141,27 @@ static bool frame_end(const struct rectangle *r, uint64_t *end)
 PyObject *copy_out(PyObject *module, PyObject *args, PyObject *kwargs)
 {
 	static char *names[] = {"backing", "offset", "stride",	"x",   "y",
-				"width",   "height", "swizzle", "out", NULL};
+				"width",   "height", "swizzle", "out", "stop", NULL};
 	struct state *state = PyModule_GetState(module);
 	_cleanup_buffer_ Py_buffer out = {NULL};
+	_cleanup_buffer_ Py_buffer stop = {NULL};
 	struct rectangle r = {.written = 0};
 	uint64_t offset, skipped, end;
 	uint32_t x, y, width, height;
 	PyObject *backing;
 
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O&O&O&O&O&O&O&w*:copy_out", names,
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O&O&O&O&O&O&O&w*|y*:copy_out", names,
 					 state->backing, &backing, to_u64, &offset, to_u64,
 					 &r.src_stride, to_u32, &x, to_u32, &y, to_u32, &width,
-					 to_u32, &height, to_swizzle, &r.swizzle, &out))
+					 to_u32, &height, to_swizzle, &r.swizzle, &out, &stop))
 		return NULL;
 	r.backing = (struct backing *)backing;
 	r.row_bytes = r.stride = 4 * (uint64_t)width;
 	r.rows = height;
+	if (stop.len > 0)
+		r.stop = stop.buf;
 	if (!width || !height)
-		Py_RETURN_NONE;
+		Py_RETURN_TRUE;
 	if ((uint64_t)out.len / r.row_bytes < r.rows) {
 		raise_error(PyExc_ValueError, "%ux%u pixels do not fit in %zd bytes", width,
 			    height, out.len);
@@ -162,7 +179,8 @@ PyObject *copy_out(PyObject *module, PyObject *args, PyObject *kwargs)
 		return NULL;
 	}
 	r.to = out.buf;
-	if (!guarded(state, backing_memory(r.backing), transfer_work, &r, r.row_bytes * r.rows))
+	if (!backing_require_mapped(state, r.backing) ||
+	    !guarded(state, backing_memory(r.backing), transfer_work, &r, r.row_bytes * r.rows))
 		return NULL;
-	Py_RETURN_NONE;
+	return PyBool_FromLong(r.written == r.row_bytes * r.rows);
 }

@@ -27,7 +27,7 @@ static int region_map(struct region *self, int fd, uint64_t offset)
 	    length > PTRDIFF_MAX || offset > INT64_MAX - length)
 		return 0;
 	length -= length % page;
-	for (int writable = 1; writable >= 0 && map == MAP_FAILED; writable--) {
+	for (int writable = !self->device; writable >= 0 && map == MAP_FAILED; writable--) {
 		map = mmap(NULL, length, writable ? PROT_READ | PROT_WRITE : PROT_READ,
 			   MAP_SHARED | MAP_NORESERVE, fd, (off_t)(offset - before));
 		if (map == MAP_FAILED && errno == EBADF) {
@@ -49,14 +49,15 @@ static int region_map(struct region *self, int fd, uint64_t offset)
 static PyObject *region_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
 	static char *names[] = {"fd",		  "guest_phys_addr", "memory_size",
-				"userspace_addr", "mmap_offset",     NULL};
+				"userspace_addr", "mmap_offset",     "device",
+				NULL};
 	_cleanup_pydecref_ struct region *self = NULL;
 	uint64_t gpa, size, uva, offset;
-	int fd;
+	int fd, device = 0;
 
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&O&O&O&O&:Region", names, to_fd, &fd,
-					 to_u64, &gpa, to_u64, &size, to_u64, &uva, to_u64,
-					 &offset))
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&O&O&O&O&|p:Region", names,
+					 to_fd_or_none, &fd, to_u64, &gpa, to_u64, &size, to_u64,
+					 &uva, to_u64, &offset, &device))
 		return NULL;
 	if (!size) {
 		PyErr_SetString(PyExc_ValueError, "memory_size is 0");
@@ -80,7 +81,9 @@ static PyObject *region_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
 	self->size = size;
 	self->uva = uva;
 	self->offset = offset;
-	if (region_map(self, fd, offset) < 0)
+	self->device = device;
+	self->elsewhere = fd < 0;
+	if (!self->elsewhere && region_map(self, fd, offset) < 0)
 		return NULL;
 	return_ptr(self);
 }
@@ -111,6 +114,11 @@ static PyObject *region_uva(PyObject *self, void *Py_UNUSED(closure))
 	return PyLong_FromUnsignedLongLong(((struct region *)self)->uva);
 }
 
+static PyObject *region_offset(PyObject *self, void *Py_UNUSED(closure))
+{
+	return PyLong_FromUnsignedLongLong(((struct region *)self)->offset);
+}
+
 static PyObject *region_access(PyObject *object, void *Py_UNUSED(closure))
 {
 	struct region *self = (struct region *)object;
@@ -136,6 +144,7 @@ static PyGetSetDef region_getset[] = {
 	{"guest_phys_addr", region_gpa},
 	{"memory_size", region_size},
 	{"userspace_addr", region_uva},
+	{"mmap_offset", region_offset},
 	{"access", region_access},
 	{NULL},
 };

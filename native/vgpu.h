@@ -69,6 +69,7 @@ int to_u16(PyObject *object, void *ret);
 int to_u32(PyObject *object, void *ret);
 int to_u64(PyObject *object, void *ret);
 int to_fd(PyObject *object, void *ret);
+int to_fd_or_none(PyObject *object, void *ret); // -1 for None
 
 // The guarded copy -----------------------------------------------------------------------
 
@@ -106,6 +107,8 @@ struct region {
 	uint64_t offset; // of its first byte in the file
 	uint8_t *host; // NULL: access is "none"
 	bool writable;
+	bool elsewhere; // no descriptor was given: for an exporter to take, never for us to touch
+	bool device;	// memory of a device: uncached, read in wide loads
 	void *map; // with the bytes before an mmap_offset inside of a page
 	size_t map_length;
 };
@@ -125,6 +128,12 @@ uint8_t *memory_piece(const struct memory *memory, uint64_t gpa, uint64_t length
 uint64_t memory_place(const struct memory *memory, uint64_t gpa, uint64_t length, size_t *region,
 		      uint64_t *run);
 bool memory_covers(const struct memory *memory, uint64_t gpa, uint64_t length, bool write);
+// Whether a backing may have [gpa, gpa + *run): readable (`*host` is its mapping) or elsewhere
+// (`*host` is NULL).
+bool memory_backs(const struct memory *memory, uint64_t gpa, uint64_t length, uint8_t **host,
+		  uint64_t *run);
+// Whether some of it is a device's.
+bool memory_is_device(const struct memory *memory);
 // Whole in one writable region, in the front-end's address space; NULL if not.
 uint8_t *memory_find_uva(const struct memory *memory, uint64_t uva, uint64_t length);
 bool memory_find_host(const struct memory *memory, uintptr_t host, uint64_t *ret);
@@ -139,6 +148,8 @@ bool memory_store(struct guard *guard, const struct memory *memory, uint64_t gpa
 struct backing;
 const struct memory *backing_memory(const struct backing *backing);
 uint64_t backing_size(const struct backing *backing);
+// False, with GuestFault set, where some of it is elsewhere: none of it is touched then.
+bool backing_require_mapped(struct state *state, const struct backing *backing);
 // The backing's segments in order: the bytes of number `i` and where they are; 0 after the last.
 uint64_t backing_segment(const struct backing *backing, size_t i, uint64_t *gpa);
 // Inside of guard work: `length` bytes from `offset`, all inside. `*hint` is where the last
@@ -188,6 +199,10 @@ PyObject *transfer(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *copy_out(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *backing_runs(PyObject *backing, PyObject *args, PyObject *kwargs);
 PyObject *udmabuf_create(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *vfio_device_info(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *vfio_region_info(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *vfio_probe_dma_buf(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *vfio_get_dma_buf(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *file_system(PyObject *module, PyObject *args, PyObject *kwargs);
 
 #endif

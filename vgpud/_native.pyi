@@ -31,12 +31,22 @@ class Region:
     fails while the region still exists. `fd` is borrowed for the call only. The mapping
     is released when the last user of the object is gone.
 
+    Without an `fd` it is not mapped on purpose: backings may have its pages, for an exporter,
+    but they cannot be read. With `device` it is a device's memory, mapped read-only and read in
+    aligned loads of 16 bytes, since nothing of it is cached.
+
     Raises ValueError for a size of 0 and for ranges that wrap around 2**64, OSError for an
     `fd` that is not open.
     """
 
     def __init__(
-        self, fd: int, guest_phys_addr: int, memory_size: int, userspace_addr: int, mmap_offset: int
+        self,
+        fd: int | None,
+        guest_phys_addr: int,
+        memory_size: int,
+        userspace_addr: int,
+        mmap_offset: int,
+        device: bool = False,
     ) -> None: ...
     @property
     def guest_phys_addr(self) -> int: ...
@@ -44,6 +54,8 @@ class Region:
     def memory_size(self) -> int: ...
     @property
     def userspace_addr(self) -> int: ...
+    @property
+    def mmap_offset(self) -> int: ...
     @property
     def access(self) -> str:
         """ "rw", "ro" or "none"."""
@@ -69,8 +81,8 @@ class Backing:
     le64 addr, le32 length, le32 padding, which is ignored). An entry may span regions.
     Adjacent pieces are merged. It holds the memory it points into.
 
-    Raises ValueError where an entry is empty, wraps, or is not all in readable memory;
-    the message names the first such entry.
+    Raises ValueError where an entry is empty, wraps, or is not all in memory that is readable or
+    was given without a descriptor; the message names the first such entry.
     """
 
     def __init__(self, memory: GuestMemory, entries: Buffer) -> None: ...
@@ -80,6 +92,10 @@ class Backing:
     @property
     def segments(self) -> int:
         """Pieces left after merging, contiguous in this process."""
+    @property
+    def mapped(self) -> bool:
+        """Whether all of it is mapped. Where it is not, read(), transfer() and copy_out() raise
+        GuestFault and touch nothing; what it is of runs() tells."""
     def rebind(self, memory: GuestMemory) -> Backing:
         """The same guest-physical ranges in another memory table; raises as the constructor."""
     def read(self, offset: int, length: int) -> bytes:
@@ -198,11 +214,15 @@ def copy_out(
     height: int,
     swizzle: int,
     out: Buffer,
-) -> None:
+    stop: Buffer = ...,
+) -> bool:
     """Copy a rectangle of a frame buffer in guest pages as tightly packed B8G8R8A8 pixels.
 
     Row r comes from backing offset `offset + (y + r) * stride + 4 * x` and goes to byte
     `r * 4 * width` of `out`, whose rest is left alone. `swizzle` and the GIL as in transfer().
+
+    Another thread ends the copy by a first byte of `stop` that is not 0, which is looked at after
+    each 256 KiB; False where it ended before the last row.
 
     Raises ValueError where the rectangle is not all inside the backing or `out` is too small:
     then nothing was written; GuestFault where the guest's memory vanished half way.
@@ -217,6 +237,26 @@ def udmabuf_create(device: int, runs: Buffer, fds: Buffer) -> int:
 
     Raises ValueError where a run's region has no memfd, OSError where the kernel refuses; it
     does not say which run it is (reference/kernel-dmabuf.md 1.2).
+    """
+
+def vfio_device_info(device: int) -> tuple[int, int]:
+    """VFIO_DEVICE_GET_INFO: flags and the number of regions. Raises OSError."""
+
+def vfio_region_info(device: int, index: int) -> bytes:
+    """VFIO_DEVICE_GET_REGION_INFO: struct vfio_region_info and the capabilities behind it, in
+    host byte order. Without them where they do not fit in 64 KiB. Raises OSError."""
+
+def vfio_probe_dma_buf(device: int) -> None:
+    """VFIO_DEVICE_FEATURE, PROBE of GET DMA_BUF: returns where the device exports dma-bufs, and
+    changes nothing. Raises OSError: ENOTTY and EOPNOTSUPP mean no."""
+
+def vfio_get_dma_buf(device: int, region_index: int, ranges: Buffer) -> int:
+    """VFIO_DEVICE_FEATURE, GET DMA_BUF: the descriptor of a new dma-buf, read-only and
+    close-on-exec.
+
+    `ranges` is an array of struct vfio_region_dma_range (u64 offset in the region, u64 length, in
+    host byte order), whose order is the dma-buf's. Raises ValueError for half a range, OSError
+    where the kernel refuses (reference/kernel-dmabuf.md 2.1).
     """
 
 def file_system(fd: int) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterable
 from typing import Final
 
 import trio
@@ -16,12 +17,13 @@ from vgpud.device.outputs import DEFAULT_SIZES
 from vgpud.device.resource import Blob, Image
 from vgpud.errors import HostError, PeerError, RingBroken
 from vgpud.host.fd import EventFd, OwnedFd, hung_up
-from vgpud.host.guest_memory import GuestMemory
+from vgpud.host.guest_memory import DeviceRegion, GuestMemory
 from vgpud.host.surfaces import HostPixelStore
 from vgpud.host.udmabuf import DEVICE, Udmabuf
 from vgpud.host.virtqueue import Virtqueue
 from vgpud.tasks.display import DisplayLink
 from vgpud.tasks.frontend import FrontendLink
+from vgpud.tasks.reader import Reader
 from vgpud.tasks.ring import RingTask, Server
 from vgpud.tasks.servers import ControlServer, CursorServer
 from vgpud.tasks.stats import Stats
@@ -42,6 +44,7 @@ class Session:
         self.stats = Stats()
         self._sock = sock
         self._memory = GuestMemory()
+        self._reader = Reader()
         self._udmabuf = Udmabuf(udmabuf)
         self._store = HostPixelStore(self._memory.snapshot, self._udmabuf, exportable=config.dmabuf)
         sizes = config.outputs or DEFAULT_SIZES
@@ -119,12 +122,30 @@ class Session:
         picture, rect = shown
         return rect.width, rect.height, picture.rows(rect)
 
+    async def set_devices(self, regions: Iterable[DeviceRegion]) -> None:
+        """The BARs that QEMU's memory table does not have, instead of those of before. When this
+        returns, nothing is left of the others but what their owner has. Raises HostError, and
+        nothing changes, as GuestMemory.set_devices()."""
+        async with self._reader.pause():
+            self._memory.set_devices(regions)
+            self._move()
+
+    async def drop_device(self, syspath: str) -> bool:
+        """A device is about to be unbound, which waits until nobody has it open: let go of all
+        that the memory table has of it, and forget those of set_devices(), which their owner
+        closes. False where there is none."""
+        async with self._reader.pause():
+            dropped = self._memory.drop_device(syspath)
+            if dropped:
+                self._move()
+            return dropped
+
     async def _perform(self, action: Action) -> int:
         match action:
             case actions.SetFeatures(features):
                 self._device.set_features(features)
             case actions.ReplaceMemory() | actions.AddRegion() | actions.RemoveRegion():
-                return self._change_memory(action)
+                return await self._change_memory(action)
             case actions.UseDisplay(fd, live):
                 self._display.attach(_socket(fd))
                 if live:
@@ -180,12 +201,20 @@ class Session:
             self._display.speak()
         return 0
 
-    def _change_memory(
+    async def _change_memory(
         self,
         action: actions.ReplaceMemory[OwnedFd] | actions.AddRegion[OwnedFd] | actions.RemoveRegion,
     ) -> int:
         """Move everything to the new table, then acknowledge: QEMU may free or unplug what was
-        removed right after (decision 11). Nothing copies meanwhile: copies run in this task."""
+        removed right after (decision 11). Nothing copies meanwhile: copies of RAM run in this
+        task, those of device memory are stopped."""
+        async with self._reader.pause():
+            return self._change_memory_now(action)
+
+    def _change_memory_now(
+        self,
+        action: actions.ReplaceMemory[OwnedFd] | actions.AddRegion[OwnedFd] | actions.RemoveRegion,
+    ) -> int:
         fds: list[OwnedFd] = []
         try:
             match action:
@@ -203,11 +232,14 @@ class Session:
         finally:
             for fd in fds:
                 fd.close()
+        self._move()
+        return 0
+
+    def _move(self) -> None:
         self._store.set_memory(self._memory.snapshot)
         for ring in self._rings:
             ring.rebind(self._memory.snapshot)
         self._display.memory_changed()
-        return 0
 
 
 def _socket(fd: OwnedFd) -> socket.socket:

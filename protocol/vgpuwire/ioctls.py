@@ -112,6 +112,26 @@ class VfioInfoCapHeader(Record):
     next: int = field(Int32ul)
 
 
+VFIO_REGION_INFO_CAP_SPARSE_MMAP: Final = 1
+
+
+class VfioRegionInfoCapSparseMmap(Record):
+    """Only these areas of the region can be mapped. Followed by `nr_areas` of them."""
+
+    id: int = field(Int16ul)
+    version: int = field(Int16ul)
+    next: int = field(Int32ul)
+    nr_areas: int = field(Int32ul)
+    _padding = Padding(4)
+
+
+class VfioRegionSparseMmapArea(Record):
+    """Page-aligned, an offset into the region."""
+
+    offset: int = field(Int64ul)
+    size: int = field(Int64ul)
+
+
 class VfioDeviceFeature(Record):
     """Followed by the feature's own argument; argsz counts both."""
 
@@ -146,7 +166,7 @@ def vfio_get_dma_buf(
     region_index: int, open_flags: int, ranges: Sequence[VfioRegionDmaRange]
 ) -> bytes:
     """The argument of VFIO_DEVICE_FEATURE that exports ranges of one region, in this order, as a
-    dma-buf: its fd is the ioctl's result. `open_flags` are O_RDWR | O_CLOEXEC."""
+    dma-buf: its fd is the ioctl's result. `open_flags` are O_RDONLY | O_CLOEXEC."""
     data = VfioDeviceFeatureDmaBuf(region_index, open_flags, 0, len(ranges)).encode()
     data += b"".join([one.encode() for one in ranges])
     flags = VFIO_DEVICE_FEATURE_DMA_BUF | VFIO_DEVICE_FEATURE_GET

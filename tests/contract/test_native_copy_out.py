@@ -161,6 +161,6 @@ def test_bad_arguments(memory, changes, error):
         "swizzle": 0,
         "out": bytearray(400),
     }
-    assert _native.copy_out(**arguments) is None
+    assert _native.copy_out(**arguments) is True
     with pytest.raises(error):
         _native.copy_out(**{**arguments, **changes})

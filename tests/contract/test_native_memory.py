@@ -64,7 +64,7 @@ def test_bad_numbers(ram, changes, match):
         region(**{"fd": ram.memfd, **changes})
 
 
-@pytest.mark.parametrize("changes", [{"fd": None}, {"gpa": 1.5}, {"size": "1"}, {"offset": b""}])
+@pytest.mark.parametrize("changes", [{"fd": "0"}, {"gpa": 1.5}, {"size": "1"}, {"offset": b""}])
 def test_bad_types(ram, changes):
     with pytest.raises(TypeError):
         region(**{"fd": ram.memfd, **changes})

@@ -61,8 +61,17 @@ class Picture(Protocol):
         """The pixels of `rect`, which is inside, as B8G8R8X8 bytes in pieces from top to bottom.
         Memory that cannot fault: the resource's own, or a copy.
 
-        Raises GuestError(ERR_UNSPEC) where the guest's memory is no longer there.
+        Raises GuestError(ERR_UNSPEC) where the guest's memory is no longer there, and where it is
+        slow.
         """
+
+    @property
+    def slow(self) -> bool:
+        """Whether its pixels are in device memory, which is read in a thread, by fetch() only."""
+
+    def fetch(self, rect: Rect, stop: bytearray) -> list[memoryview] | None:
+        """What rows() returns for others, read in a thread: it may take long. None where
+        another thread has set the first byte of `stop`. Raises GuestError(ERR_UNSPEC)."""
 
     @property
     def memory(self) -> int:

@@ -29,11 +29,13 @@ and an operator who raises a limit or loads the module need not restart anything
 
 class CannotExport(HostError):
     """No dma-buf can be made of these pages, which are shown by copying them instead. `reason` is
-    one of few words, so that each is logged once whatever a guest does."""
+    one of few words, so that each is logged once whatever a guest does. `instead` says what
+    becomes of the picture."""
 
     def __init__(self, reason: str, what: str, errno: int = 0, remedy: str = "") -> None:
         super().__init__(what, errno, remedy)
         self.reason = reason
+        self.instead = "the pixels are copied"
 
 
 class Quota:

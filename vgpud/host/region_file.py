@@ -14,8 +14,11 @@ from typing import Final, Literal, NamedTuple
 from vgpud import _native
 from vgpud.errors import HostError
 from vgpud.host.fd import OwnedFd
+from vgpud.host.vfio import VfioDevice, syspath_of
 
 Kind = Literal["memfd", "file", "vfio", "dma-buf", "other"]
+
+PAGE: Final = os.sysconf("SC_PAGESIZE")
 
 TMPFS_MAGIC: Final = 0x01021994
 HUGETLBFS_MAGIC: Final = 0x958458F6
@@ -48,7 +51,7 @@ class RegionFile:
     (a sealed memfd, a VFIO device, a dma-buf), and lets go of it with its last reference, so
     that an export in another thread never meets a number that is somebody else's by then."""
 
-    __slots__ = ("_fd", "identity", "kind", "obstacle", "page_size")
+    __slots__ = ("_fd", "device", "identity", "kind", "obstacle", "page_size")
 
     def __init__(
         self,
@@ -57,9 +60,12 @@ class RegionFile:
         page_size: int,
         obstacle: Obstacle | None = None,
         identity: Identity | None = None,
+        device: VfioDevice | None = None,
     ) -> None:
         self.kind = kind
         self._fd = fd
+        self.device = device
+        """Whose memory it is, where the kind is "vfio" and the device could be asked."""
         self.page_size = page_size
         """Bytes: the huge page's on hugetlbfs."""
         self.obstacle = obstacle
@@ -68,6 +74,8 @@ class RegionFile:
 
     def fileno(self) -> int:
         """Borrowed; -1 where no descriptor is kept."""
+        if self.device is not None:
+            return self.device.fileno()
         return -1 if self._fd is None else self._fd.fileno()
 
     def is_empty(self) -> bool:
@@ -79,6 +87,12 @@ class RegionFile:
     def __repr__(self) -> str:
         return f"<RegionFile {self.kind} {self.fileno()}>"
 
+    @property
+    def mappable(self) -> bool:
+        """Whether its region is mapped when it arrives. Device memory never is: an access may
+        fault or take milliseconds, and nothing but a picture is ever looked for in it."""
+        return self.kind not in ("vfio", "dma-buf")
+
 
 def classify(fd: OwnedFd, known: Iterable[RegionFile] = ()) -> RegionFile:
     """Tell what `fd`, which is borrowed, refers to: one of the `known` if it is the same file,
@@ -86,6 +100,7 @@ def classify(fd: OwnedFd, known: Iterable[RegionFile] = ()) -> RegionFile:
 
     Raises HostError for a descriptor that is not open, or where none is left to keep.
     """
+    known = tuple(known)
     try:
         file_system, block = _native.file_system(fd.fileno())
         found = os.fstat(fd.fileno())
@@ -95,6 +110,8 @@ def classify(fd: OwnedFd, known: Iterable[RegionFile] = ()) -> RegionFile:
         for file in known:
             if identity is not None and file.identity == identity:
                 return file
+        if _is_vfio(fd.fileno(), anonymous):
+            return _vfio(fd.fileno(), known)
         made = _classify(fd.fileno(), file_system, block)
     except OSError as error:
         raise HostError.of(error, "looking at the file of a region") from error
@@ -103,13 +120,10 @@ def classify(fd: OwnedFd, known: Iterable[RegionFile] = ()) -> RegionFile:
 
 
 def _classify(fd: int, file_system: int, block: int) -> RegionFile:
-    page_size = block if file_system == HUGETLBFS_MAGIC else os.sysconf("SC_PAGESIZE")
+    page_size = block if file_system == HUGETLBFS_MAGIC else PAGE
     if file_system == DMA_BUF_MAGIC:
         obstacle = Obstacle("dma-buf", "the region is a dma-buf already", "")
         return RegionFile("dma-buf", _keep(fd), page_size, obstacle)
-    if file_system == ANON_INODE_FS_MAGIC and _link(fd) == "anon_inode:[vfio-device]":
-        obstacle = Obstacle("vfio", "device memory (VFIO) is not for udmabuf", "")
-        return RegionFile("vfio", _keep(fd), page_size, obstacle)
     seals = _seals(fd)
     if file_system not in FILE_SYSTEMS or seals is None:
         return _no_memory(fd, file_system, page_size)
@@ -124,6 +138,28 @@ def _classify(fd: int, file_system: int, block: int) -> RegionFile:
         denied = Obstacle("write-sealed", "the memfd is sealed against writing", USE_MEMFD)
         return RegionFile("memfd", None, page_size, denied)
     return RegionFile("memfd", _keep(fd), page_size)
+
+
+def _is_vfio(fd: int, anonymous: bool) -> bool:
+    """Whether it is a VFIO device: opened through its group, or by its own node (iommufd)."""
+    if anonymous:
+        return _link(fd) == "anon_inode:[vfio-device]"
+    return _link(fd).startswith("/dev/vfio/devices/")
+
+
+def _vfio(fd: int, known: Iterable[RegionFile]) -> RegionFile:
+    """A device that several regions share is one. What is wrong with it is told when its memory
+    is to be shown: QEMU would not understand a refusal now."""
+    syspath = syspath_of(fd)
+    for file in known:
+        if file.device is not None and syspath and file.device.syspath == syspath:
+            return file
+    try:
+        device = VfioDevice(_keep(fd))
+    except (HostError, OSError) as error:
+        obstacle = Obstacle("vfio-device", f"device memory cannot be used: {error}", "")
+        return RegionFile("vfio", None, PAGE, obstacle)
+    return RegionFile("vfio", None, PAGE, device=device)
 
 
 def _no_memory(fd: int, file_system: int, page_size: int) -> RegionFile:

@@ -118,6 +118,14 @@ class HostSurface:
         return None if self._file is None else (self._file.fileno(), len(self._memory))
 
     @property
+    def slow(self) -> bool:
+        return False
+
+    def fetch(self, rect: Rect, stop: bytearray) -> list[memoryview] | None:
+        """See `Picture.fetch`."""
+        return self.rows(rect)
+
+    @property
     def memory(self) -> int:
         return len(self._memory)
 
@@ -225,7 +233,7 @@ class HostPixelStore:
         """Each reason once a session: a guest must not fill the operator's log."""
         if error.reason not in self._explained:
             self._explained.add(error.reason)
-            log.warning("no-dmabuf", reason=error, instead="the pixels are copied")
+            log.warning("no-dmabuf", reason=error, instead=error.instead)
 
 
 def _anonymous(size: int) -> bytearray | mmap.mmap:

@@ -28,7 +28,8 @@ def test_committed_header_is_current() -> None:
 def test_every_ring_record_is_in_it() -> None:
     modules = {virtio_gpu.__name__, virtio_ring.__name__}
     ours = {record for record in RECORDS if record.__module__ in modules}
-    ours |= {ioctls.UdmabufCreateItem, ioctls.UdmabufCreateList}
+    ours |= {ioctls.UdmabufCreateItem, ioctls.UdmabufCreateList, ioctls.VfioRegionInfo}
+    ours |= {ioctls.VfioDeviceFeature, ioctls.VfioDeviceFeatureDmaBuf, ioctls.VfioRegionDmaRange}
     assert ours == set(cheader.KERNEL_NAMES) | set(cheader.PREFIXES)
 
 
@@ -45,6 +46,10 @@ def test_every_ring_record_is_in_it() -> None:
         "#define VGPU_UDMABUF_CREATE_ITEM_OFFSET_OFFSET 8u",
         "#define VGPU_UDMABUF_CREATE_LIST_SIZE 8u",
         "#define VGPU_IOCTL_UDMABUF_CREATE_LIST 0x40087543u",
+        "#define VGPU_IOCTL_VFIO_DEVICE_GET_REGION_INFO 0x3b6cu",
+        "#define VGPU_IOCTL_VFIO_DEVICE_FEATURE 0x3b75u",
+        "#define VGPU_VFIO_DEVICE_FEATURE_DMA_BUF 11u",
+        "#define VGPU_VFIO_REGION_DMA_RANGE_SIZE 16u",
     ],
 )
 def test_constants(line: str) -> None:

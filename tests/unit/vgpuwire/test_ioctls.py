@@ -30,6 +30,7 @@ NUMBERS = {
 CONSTANTS = [
     *["UDMABUF_FLAGS_CLOEXEC", "VFIO_DEVICE_FLAGS_RESET", "VFIO_DEVICE_FLAGS_PCI"],
     *[f"VFIO_REGION_INFO_FLAG_{name}" for name in ("READ", "WRITE", "MMAP", "CAPS")],
+    "VFIO_REGION_INFO_CAP_SPARSE_MMAP",
     *[f"VFIO_DEVICE_FEATURE_{name}" for name in ("GET", "SET", "PROBE", "DMA_BUF")],
     *[f"DMA_BUF_SYNC_{name}" for name in ("READ", "WRITE", "START", "END")],
 ]
@@ -40,6 +41,7 @@ STRUCTS: dict[type[Record], str] = {
     ioctls.UdmabufCreateList: "udmabuf_create_list",
     ioctls.VfioRegionInfo: "vfio_region_info",
     ioctls.VfioInfoCapHeader: "vfio_info_cap_header",
+    ioctls.VfioRegionSparseMmapArea: "vfio_region_sparse_mmap_area",
     ioctls.VfioDeviceFeature: "vfio_device_feature",
     ioctls.DmaBufSync: "dma_buf_sync",
 }
@@ -149,7 +151,7 @@ def test_udmabuf_list() -> None:
 
 
 def test_vfio_dma_buf_export() -> None:
-    flags = os.O_RDWR | os.O_CLOEXEC
+    flags = os.O_RDONLY | os.O_CLOEXEC
     ranges = [ioctls.VfioRegionDmaRange(0x1000, 0x2000), ioctls.VfioRegionDmaRange(0, 0x1000)]
     data = ioctls.vfio_get_dma_buf(2, flags, ranges)
     assert data == (

@@ -1,0 +1,69 @@
+"""A picture in device memory as the CPU sees it: mappings of the BARs, read in a thread.
+
+One mapping a window of a BAR, not one a run of the picture: the guarded copy finds each piece by
+itself, whatever their number, order and alignment (docs/decisions/0009).
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+from vgpud import _native
+from vgpud.errors import GuestError, HostError
+from vgpud.host.dmabuf import CannotExport, Quota
+from vgpud.host.guest_memory import Snapshot
+from vgpud.host.placement import InBar, devices_of, place, unreadable
+from vgpuwire import Ctrl
+
+_ENTRY: Final = struct.Struct("<QII")
+_LONGEST: Final = 1 << 31
+"""Bytes of one entry, whose length has 32 bits."""
+
+
+class CpuView:
+    """The first `size` bytes of a backing, mapped. `native` may be read in any thread; it keeps
+    the devices open. Raises CannotExport."""
+
+    def __init__(self, memory: Snapshot, backing: _native.Backing, size: int, quota: Quota) -> None:
+        runs = backing.runs(size)
+        self._devices = devices_of(runs, memory.files)
+        dmabuf = _of_dmabuf(runs, memory, size, quota)
+        if dmabuf is not None:
+            self.native = dmabuf
+            return
+        why = unreadable(runs, memory.files)
+        if why is not None:
+            raise why
+        try:
+            self.native = backing.rebind(memory.view())
+        except (HostError, OSError, ValueError) as error:
+            raise CannotExport("vfio-view", f"device memory cannot be mapped: {error}") from error
+
+    def require_decoding(self) -> None:
+        """Raises GuestError(ERR_UNSPEC) where the guest has switched memory decoding off."""
+        for device in self._devices:
+            if not device.decoding():
+                reason = f"the guest has switched the memory of {device.name} off"
+                raise GuestError(Ctrl.RESP_ERR_UNSPEC, reason)
+
+
+def _of_dmabuf(runs: bytes, memory: Snapshot, size: int, quota: Quota) -> _native.Backing | None:
+    """Its dma-buf, mapped: in one piece, and write-combined where the kernel knows how. Linux up
+    to 7.3 maps none, which is tried once a device."""
+    try:
+        placement = place(runs, memory.files)
+        if not isinstance(placement, InBar) or placement.device.maps_dmabufs is False:
+            return None
+        placement.device.maps_dmabufs = False
+        dmabuf = placement.device.export(placement.bar, placement.ranges, size, quota)
+    except CannotExport:
+        return None
+    region = _native.Region(dmabuf.fileno(), 0, dmabuf.size, 0, 0, device=True)
+    dmabuf.close()  # the mapping holds it
+    if region.access == "none":
+        return None
+    placement.device.maps_dmabufs = True
+    pieces = range(0, dmabuf.size, _LONGEST)
+    entries = b"".join(_ENTRY.pack(at, min(_LONGEST, dmabuf.size - at), 0) for at in pieces)
+    return _native.Backing(_native.GuestMemory([region]), entries)

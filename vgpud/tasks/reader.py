@@ -1,0 +1,86 @@
+"""Who reads pictures in device memory: threads, which can be stopped.
+
+A read of a BAR goes to the device, 16 bytes at a time, and nobody says how long that takes. The
+event loop must never wait for it, and QEMU must not wait for it when it takes the memory away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+
+from vgpud.device.pixels import Picture
+from vgpud.errors import GuestError
+from vgpuwire import Rect
+
+Rows = list[memoryview]
+
+
+class Reader:
+    """Reads slow pictures; `pause` ends all reads and holds new ones back."""
+
+    def __init__(self) -> None:
+        self._stops: list[bytearray] = []
+        self._idle = trio.Event()
+        self._idle.set()
+        self._may_read = trio.Event()
+        self._may_read.set()
+
+    async def read(self, picture: Picture, rect: Rect) -> Rows | None:
+        """What `picture.rows(rect)` would return; None where it was stopped half way: the memory
+        table has changed. Raises GuestError(ERR_UNSPEC) as `Picture.fetch` does."""
+        while not self._may_read.is_set():
+            await self._may_read.wait()
+        stop = bytearray(1)
+        self._stops.append(stop)
+        if self._idle.is_set():
+            self._idle = trio.Event()
+        try:
+            return await _read(picture, rect, stop)
+        finally:
+            self._stops.remove(stop)
+            if not self._stops:
+                self._idle.set()
+
+    @asynccontextmanager
+    async def pause(self) -> AsyncIterator[None]:
+        """In the block no thread touches device memory, nor does one that ends later hold it."""
+        held = self._may_read.is_set()
+        if held:
+            self._may_read = trio.Event()
+        try:
+            for stop in self._stops:
+                stop[0] = 1
+            await self._idle.wait()
+            yield
+        finally:
+            if held:
+                self._may_read.set()
+
+
+async def _read(picture: Picture, rect: Rect, stop: bytearray) -> Rows | None:
+    """Cancelled, it ends soon: a thread cannot be left behind, but told."""
+    result: Rows | GuestError | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_set_when_cancelled, stop)
+        result = await trio.to_thread.run_sync(_fetch, picture, rect, stop)
+        nursery.cancel_scope.cancel()
+    if isinstance(result, GuestError):
+        raise result
+    return result
+
+
+def _fetch(picture: Picture, rect: Rect, stop: bytearray) -> Rows | GuestError | None:
+    try:
+        return picture.fetch(rect, stop)
+    except GuestError as error:
+        return error
+
+
+async def _set_when_cancelled(stop: bytearray) -> None:
+    try:
+        await trio.sleep_forever()
+    finally:
+        stop[0] = 1
