@@ -4,6 +4,8 @@
 # make check   the inner loop: lint, types, unit, contract and wire tests
 # make diff    N generated scripts (1000) on QEMU's own device and on vgpud; SEED=1, QEMU=a root
 # make qemu    QEMU 10.0 with our edit (blobs), built in a private root; prints the root
+# make install DESTDIR=, PREFIX=/usr, PYTHON=/usr/bin/python3: programs, units, manifest, manual pages
+# make deb     a Debian package for the release it is built on, in dist/
 # make clean   remove what was built in the tree (downloads stay in the cache)
 #
 # Each installs what it needs. Downloads, builds and the Python environment live in
@@ -13,7 +15,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .SILENT:
-.PHONY: demo test chain check diff lint sanitize machine qemu clean
+.PHONY: demo test chain check diff lint sanitize machine qemu install deb clean
 
 # The environment's programs first in PATH. Inside recipes only: `make clean` installs nothing.
 ENTER = venv=$$(tests/qemu/setup.sh); export PATH="$$venv/bin:$$PATH"
@@ -60,6 +62,12 @@ machine:
 qemu:
 	$(ENTER)
 	exec python -m tests.qemu.build
+
+install:
+	exec packaging/install.sh
+
+deb:
+	exec packaging/deb.sh
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis vgpud/_native.*.so

@@ -8,18 +8,23 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from typing import Any, Final
 
 import trio
 
 from vgpud import __version__, log
-from vgpud.config import Config
+from vgpud.config import DEFAULT_UDMABUF, Config
 from vgpud.errors import GuestError, HostError, PeerError
 from vgpud.host.fd import OwnedFd, memory_file
 from vgpud.host.sockets import bound, inherited, is_listening
 from vgpud.session import Session
 from vgpud.tasks.control import Answer, Command, Refused, control_socket
-from vgpud.tasks.notify import listen_fds, notify
+from vgpud.tasks.notify import ServiceManager, passed_fds
+
+WAITING: Final = "waiting for QEMU"
+
+UDMABUF: Final = "udmabuf"
+"""The name under which the service manager hands the device over (OpenFile=)."""
 
 
 class Daemon:
@@ -31,6 +36,8 @@ class Daemon:
         self._idle = trio.Event()
         self._idle.set()
         self._udmabuf = _udmabuf(config.udmabuf)
+        self._manager = ServiceManager()
+        self._frames = 0
         self._scanout = "dmabuf" if config.dmabuf else "shm"
 
     async def main(self) -> int:
@@ -41,19 +48,29 @@ class Daemon:
         _raise_fd_limit()
         async with trio.open_nursery() as nursery:
             await nursery.start(self._watch_signals, nursery.cancel_scope)
+            nursery.start_soon(self._manager.run, self._say)
             async with self._control():
                 with _open(self._config) as (sock, listening):
                     log.info("ready", version=__version__, pid=os.getpid(), scanout=self._scanout)
-                    notify("READY=1", "STATUS=waiting for QEMU")
+                    self._manager.tell("READY=1", *self._manager.status(WAITING))
                     if listening:
                         await self._listen(sock)
                     self._session = Session(sock, self._config, self._udmabuf)
                     ended_well = await self._serve(self._session)
             nursery.cancel_scope.cancel()
             return 0 if ended_well else 1
-        notify("STOPPING=1")
+        self._manager.tell("STOPPING=1")
         log.info("stopped")
         return 0
+
+    def _say(self, seconds: float) -> str:
+        """For `systemctl status`, so long after it was last asked."""
+        if self._session is None:
+            return WAITING
+        frames, self._frames = self._session.stats.frames - self._frames, self._session.stats.frames
+        heads = [f"head {n} {size} by {way}" for n, size, way in self._session.heads()]
+        shown = ", ".join(heads) or "no head shows anything"
+        return f"serving QEMU: {shown}; {frames / seconds:.0f} frames a second"
 
     @asynccontextmanager
     async def _control(self) -> AsyncIterator[None]:
@@ -108,7 +125,7 @@ class Daemon:
 
     async def _serve(self, session: Session) -> bool:
         """One connection; False where it ended by an error, which is logged."""
-        notify("STATUS=serving QEMU")
+        self._frames = 0
         try:
             await session.run()
         except PeerError as error:
@@ -117,7 +134,6 @@ class Daemon:
         finally:
             self._session = None
             self._idle.set()
-            notify("STATUS=waiting for QEMU")
         return True
 
     async def _watch_signals(
@@ -148,7 +164,7 @@ def _open(config: Config) -> Iterator[tuple[socket.socket, bool]]:
         return
     number = config.fd
     if number is None:
-        passed = listen_fds()
+        passed = [fd for name, fd in passed_fds() if name != UDMABUF]
         if len(passed) != 1:
             reason = "LISTEN_PID is another process" if not passed else "one is needed"
             raise HostError(f"the service manager passed {len(passed)} sockets: {reason}")
@@ -162,6 +178,10 @@ def _udmabuf(option: str) -> OwnedFd | str:
 
     Raises HostError for a descriptor that is not open.
     """
+    if option == DEFAULT_UDMABUF:
+        for name, number in passed_fds():
+            if name == UDMABUF:
+                option = f"fd={number}"
     if not option.startswith("fd="):
         return option
     try:

@@ -96,16 +96,19 @@ class Session:
         """Whether QEMU's end is still open."""
         return not hung_up(self._sock)
 
-    def status(self) -> dict[str, object]:
-        """For the control socket."""
-        heads = {}
+    def heads(self) -> list[tuple[int, str, str]]:
+        """(number, "WxH", how its picture goes to QEMU) of each head that shows something."""
+        found = []
         for number, head in sorted(self._display.heads().items()):
             if (shown := head.shown) is not None:
-                size = f"{shown[1].width}x{shown[1].height}"
-                heads[number] = {"size": size, "way": head.way}
+                found.append((number, f"{shown[1].width}x{shown[1].height}", head.way))
+        return found
+
+    def status(self) -> dict[str, object]:
+        """For the control socket."""
         resources = list(self._device.resources)
         return {
-            "heads": heads,
+            "heads": {n: {"size": size, "way": way} for n, size, way in self.heads()},
             "images": sum(isinstance(r, Image) for r in resources),
             "blobs": sum(isinstance(r, Blob) for r in resources),
             "guest_errors": {hex(code): n for code, n in self._device.guest_errors.items()},

@@ -36,6 +36,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--qemu", default="", metavar="ARGUMENTS", help="more for QEMU")
     parser.add_argument("--kernel", default="", metavar="ARGUMENTS", help="more for the kernel")
+    parser.add_argument("--service", action="store_true", help="systemd, libvirt, QEMU")
     parser.add_argument("--memory", default="2G")
     parser.add_argument("--smp", type=int, default=2)
     parser.add_argument("--timeout", type=float, default=3600, metavar="SECONDS")
@@ -82,6 +83,7 @@ def main() -> int:
             timeout=options.timeout,
             memory=options.memory,
             smp=options.smp,
+            service=options.service,
             stream=show,
         ) as machine:
             if not options.command:

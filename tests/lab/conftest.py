@@ -1,6 +1,7 @@
-"""The tests in inner/ run in the lab. They are collected on this machine like any others (so that
-node ids, -k and -x work); when the first of them is due, one virtual machine is booted that runs
-all that were chosen, and each test's reports (outcome, traceback, output) are told out here.
+"""The tests in inner/ run in the lab, those in service/ in one whose first program is systemd, with
+our package at hand. They are collected on this machine like any others (so that node ids, -k and -x
+work); when the first of them is due, one virtual machine is booted that runs all that were chosen,
+and each test's reports (outcome, traceback, output) are told out here.
 
 In the lab VGPUD_LAB is set, and this file leaves the tests alone. Set it to run them out here, on a
 machine that has the devices.
@@ -9,18 +10,39 @@ machine that has the devices.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.lab.remote import REPORTS, RemoteRun, Reporter
+from tests.support.lab import LabOptions
 
-INNER = Path(__file__).parent / "inner"
-RUN = pytest.StashKey[RemoteRun]()
+RUNS = pytest.StashKey[dict[str, RemoteRun]]()
+
+PACKAGE, KERNEL, GUEST = "/package", "/guest-kernel", "/guest"
+"""Where the service lab finds them."""
 
 
-def is_remote(item: pytest.Item) -> bool:
-    return "VGPUD_LAB" not in os.environ and item.path.is_relative_to(INNER)
+def service() -> LabOptions:
+    from tests.lab.image import debian_root, vmlinux
+    from tests.lab.package import package
+    from tests.qemu.kernel import kernel
+    from tests.support.guest_image import guest_image
+
+    linux = vmlinux(kernel(), debian_root() / "root").parent
+    mounts = {package(): PACKAGE, linux: KERNEL, guest_image().initrd.parent: GUEST}
+    return {"service": True, "memory": "3G", "mounts": mounts}
+
+
+FOLDERS: dict[str, Callable[[], LabOptions]] = {"inner": LabOptions, "service": service}
+
+
+def remote(item: pytest.Item) -> str | None:
+    """The folder of the lab that a test runs in; None for one that runs out here."""
+    if "VGPUD_LAB" in os.environ or item.path.parent.parent != Path(__file__).parent:
+        return None
+    return item.path.parent.name if item.path.parent.name in FOLDERS else None
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -30,7 +52,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if is_remote(item):
+        if remote(item):
             # The limit holds in the lab: out here it would include the boot, and interrupt us.
             item.add_marker(pytest.mark.timeout(0))
 
@@ -38,12 +60,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
     """Take a test over from pytest's own runner, which would run its fixtures here."""
-    if not is_remote(item):
+    folder = remote(item)
+    if folder is None:
         return None
-    run = item.config.stash.get(RUN, None)
-    if run is None:
-        tests = [one.nodeid for one in item.session.items if is_remote(one)]
-        run = item.config.stash[RUN] = RemoteRun(item.config, tests)
+    runs = item.config.stash.setdefault(RUNS, {})
+    if folder not in runs:
+        for other in runs.values():
+            other.close()
+        tests = [one.nodeid for one in item.session.items if remote(one) == folder]
+        runs[folder] = RemoteRun(item.config, tests, FOLDERS[folder])
+    run = runs[folder]
     hook = item.ihook
     hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     for report in run.reports(item):
@@ -53,5 +79,5 @@ def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    if (run := session.config.stash.get(RUN, None)) is not None:
+    for run in session.config.stash.get(RUNS, {}).values():
         run.close()

@@ -33,6 +33,13 @@ RELEASE = "trixie"
 # python3-dev, gcc: build the extension. zstd: unpacks the kernel. erofs-utils: makes the images.
 # The others are for those who look around in the lab.
 PACKAGES = ("python3-dev", "gcc", "libc6-dev", "zstd", "erofs-utils", "kmod", "procps")
+# The service kind boots systemd, with what a host of virtual machines has: libvirt, Debian's QEMU,
+# and what the package of vgpud depends on and is built with.
+SERVICE = (
+    *("systemd-sysv", "udev", "dbus", "apparmor", "libvirt-daemon-system", "libvirt-clients"),
+    *("qemu-system-x86", "python3-trio", "python3-construct", "python3-pyroute2"),
+    *("python3-seccomp", "python3-setuptools", "python3-pip", "lowdown", "iproute2"),
+)
 # virtio_pci, virtio_console and udmabuf are built into Debian's kernel.
 MODULES = ("virtio_pmem", "nd_pmem", "erofs", "overlay", "9pnet_virtio", "9p")
 # Tools that the lab never runs, out of the project's dependencies.
@@ -87,7 +94,7 @@ def inside(root: Path) -> list[str]:
 def image_of(root: Path, folder: Path, image: Path, *options: str) -> None:
     """Pack a folder into an erofs image that can be used in place: not compressed, in blocks of a
     page, and as large as virtio-pmem wants it (a multiple of 2 MiB)."""
-    mkfs = [*foreign(root, "/usr/bin/mkfs.erofs"), "-b4096", "--all-root", "--quiet", *options]
+    mkfs = [*foreign(root, "/usr/bin/mkfs.erofs"), "-b4096", "--quiet", *options]
     run([*mkfs, str(image), str(folder)])
     os.truncate(image, -(-image.stat().st_size // (2 << 20)) * (2 << 20))
 
@@ -102,16 +109,16 @@ def compile_all(root: Path, folder: Path, target: str) -> None:
     run([*inside(root), *command, "-s", place, "-p", target, place])
 
 
-def debian_root() -> Path:
-    """Debian's files (root/) and their image (root.img): 25 s, 800 MB."""
+def debian_root(name: str = "root", packages: Sequence[str] = PACKAGES) -> Path:
+    """Debian's files (root/) and their image (root.img): 25 s, 800 MB; the service kind 60 s."""
 
     def make(work: Path) -> None:
         if os.geteuid() != 0:
             raise CacheError("making the lab's Debian root needs root: run this as root")
         source_list = work / "sources.list"
         source_list.write_text(sources(RELEASE))
-        with step("making the lab's Debian root (about 30 s)"):
-            options = ["--variant=minbase", f"--include={','.join(PACKAGES)}"]
+        with step(f"making the lab's Debian {name} (about a minute)"):
+            options = ["--variant=minbase", f"--include={','.join(packages)}"]
             options += [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "man")]
             for line in ("APT::Install-Recommends false", "Acquire::Retries 5"):
                 options.append(f"--aptopt={line}")
@@ -119,7 +126,12 @@ def debian_root() -> Path:
             run(["mmdebstrap", *options, *target], tries=2, show="I: ")
             image_of(work / "root", work / "root", work / "root.img")
 
-    return part("root", [RELEASE, *PACKAGES], make)
+    return part(name, [RELEASE, *packages], make)
+
+
+def service_root() -> Path:
+    """As debian_root(), of the service kind."""
+    return debian_root("service", (*PACKAGES, *SERVICE))
 
 
 @dataclass(frozen=True)
@@ -185,7 +197,7 @@ def site(root: Path, python: Python) -> Path:
             warm_up = "cd /mnt && python3 -m pytest -p no:cacheprovider || [ $? = 5 ]"
             run([*inside(root), "sh", "-c", warm_up])
             (root / target).rename(layer / target)
-        image_of(root, layer, work / "site.img")
+        image_of(root, layer, work / "site.img", "--all-root")
         shutil.rmtree(layer)
 
     return part("site", [root.parent.name, *wanted], make) / "site.img"
@@ -230,7 +242,7 @@ def snapshot(root: Path, python: Python, image: Path) -> Path:
         shutil.copytree(CHECKOUT, place, ignore=ignore, copy_function=copy_if_there, symlinks=True)
         shutil.copytree(native(root, python), place, dirs_exist_ok=True)
         compile_all(root, place, str(CHECKOUT))
-        image_of(root, tree, image)
+        image_of(root, tree, image, "--all-root")
     finally:
         shutil.rmtree(tree, ignore_errors=True)
     return image
@@ -270,13 +282,16 @@ def initrd(linux: Kernel, modules: Sequence[str]) -> Path:
     return part("initrd", [linux.version, INIT.read_bytes(), *wanted], make) / "initrd"
 
 
-def lab_image(checkout: Path | None = None, modules: Sequence[str] = ()) -> LabImage:
+def lab_image(
+    checkout: Path | None = None, modules: Sequence[str] = (), *, service: bool = False
+) -> LabImage:
     """Everything, made if needed; the checkout's layer only if its path is given, each time anew.
 
-    `modules` (vgem, vfio_pci ...) are loaded before the lab's command.
+    `modules` (vgem, vfio_pci ...) are loaded before the lab's command. `service` chooses the root
+    that boots systemd.
     """
     linux = kernel()
-    debian = debian_root()
+    debian = service_root() if service else debian_root()
     root = debian / "root"
     python = python_of(root)
     layers = [debian / "root.img", site(root, python)]

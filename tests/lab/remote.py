@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.qemu.cache import CacheError
-from tests.support.lab import Lab, LabError
+from tests.support.lab import Lab, LabError, LabOptions
 
 REPORTS = "VGPUD_LAB_REPORTS"
 """In the lab, names the file that receives the reports: a JSON object a line."""
@@ -37,10 +38,17 @@ class Reporter:
 
 
 class RemoteRun:
-    """One machine that runs these tests (node ids), booted when the first report is wanted."""
+    """One machine that runs these tests (node ids), booted when the first report is wanted.
+    `options` gives those of the Lab."""
 
-    def __init__(self, config: pytest.Config, tests: list[str]) -> None:
+    def __init__(
+        self,
+        config: pytest.Config,
+        tests: list[str],
+        options: Callable[[], LabOptions] = LabOptions,
+    ) -> None:
         self._config = config
+        self._options = options
         self._tests = tests
         self._arrived: dict[str, list[pytest.TestReport]] = {}
         self._lab: Lab | None = None
@@ -79,7 +87,7 @@ class RemoteRun:
         """Boot it, or wait a moment and take the reports that have come."""
         self._over = True  # and it stays so if anything here raises
         if self._lab is None:
-            self._lab = Lab(self._command(), timeout=DEADLINE)
+            self._lab = Lab(self._command(), timeout=DEADLINE, **self._options())
         running = self._lab.pump(0.05)
         self._take()
         if not running:

@@ -29,6 +29,8 @@ from tests.qemu.process import Child
 
 # Nothing is secret in there, and the emulated clock need not be checked: a second less each.
 KERNEL_ARGS = "console=ttyS0 quiet mitigations=off tsc=reliable no_timer_check panic=-1"
+# What systemd says would only be in the way of the kernel's words; the root is what it was made as.
+SYSTEMD_ARGS = "systemd.show_status=no systemd.log_target=journal systemd.condition_needs_update=no"
 PREAMBLE = """\
 export HOME=/root LANG=C.UTF-8 TERM=dumb VGPUD_LAB=1
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
@@ -52,6 +54,7 @@ class LabOptions(TypedDict, total=False):
     memory: str
     smp: int
     stream: Callable[[bytes], object]
+    service: bool
 
 
 @dataclass(frozen=True)
@@ -124,10 +127,12 @@ class Lab:
         memory: str = "2G",
         smp: int = 2,
         stream: Callable[[bytes], object] = lambda data: None,
+        service: bool = False,
     ) -> None:
         """Start it. `command` is for sh, or a list of words. `mounts` maps folders of this machine
         to read-only paths inside; `modules` are loaded before the command. After `timeout` seconds
-        the machine is ended. `stream` is given the command's output as it comes.
+        the machine is ended. `stream` is given the command's output as it comes. With `service`
+        the first program is systemd, on a root with libvirt and QEMU (tests/lab/image.py).
         """
         self.command = command if isinstance(command, str) else shlex.join(command)
         self._title = textwrap.shorten(self.command, 300)
@@ -137,10 +142,12 @@ class Lab:
         self._open = True
         with contextlib.ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lab.")))
-            image = lab_image(folder / "checkout.img", modules)
+            image = lab_image(folder / "checkout.img", modules, service=service)
             self._console = folder / "console"
             self.job = folder / "job"
             shares = self._prepare_job(mounts)
+            if service:
+                kernel_args = f"lab.systemd {SYSTEMD_ARGS} {kernel_args}"
             layers = [arg for pair in enumerate(image.layers) for arg in layer_args(*pair)]
             self._socket, theirs = (stack.enter_context(end) for end in socket.socketpair())
             argv = [
