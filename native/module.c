@@ -83,6 +83,7 @@ int to_fd_or_none(PyObject *object, void *ret)
 static PyMethodDef module_methods[] = {
 	{"transfer", (PyCFunction)(void (*)(void))transfer, METH_VARARGS | METH_KEYWORDS},
 	{"copy_out", (PyCFunction)(void (*)(void))copy_out, METH_VARARGS | METH_KEYWORDS},
+	{"gather", (PyCFunction)(void (*)(void))gather, METH_VARARGS | METH_KEYWORDS},
 	{"udmabuf_create", (PyCFunction)(void (*)(void))udmabuf_create, METH_VARARGS | METH_KEYWORDS},
 	{"vfio_device_info", (PyCFunction)(void (*)(void))vfio_device_info,
 	 METH_VARARGS | METH_KEYWORDS},

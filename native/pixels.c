@@ -184,3 +184,47 @@ PyObject *copy_out(PyObject *module, PyObject *args, PyObject *kwargs)
 		return NULL;
 	return PyBool_FromLong(r.written == r.row_bytes * r.rows);
 }
+
+// A surface is our own and sealed, or anonymous: no guard.
+PyObject *gather(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs)
+{
+	static char *names[] = {"surface", "stride", "x", "y", "width", "height", NULL};
+	_cleanup_pydecref_ PyObject *bytes = NULL;
+	_cleanup_buffer_ Py_buffer surface = {NULL};
+	uint64_t stride, row_bytes, last_row, end;
+	uint32_t x, y, width, height;
+	PyThreadState *thread = NULL;
+	const uint8_t *from;
+	char *to;
+
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "y*O&O&O&O&O&:gather", names, &surface,
+					 to_u64, &stride, to_u32, &x, to_u32, &y, to_u32, &width,
+					 to_u32, &height))
+		return NULL;
+	row_bytes = 4 * (uint64_t)width;
+	if (!width || !height)
+		return PyBytes_FromStringAndSize(NULL, 0);
+	last_row = (uint64_t)y + height - 1;
+	if (4 * (uint64_t)x + row_bytes > stride ||
+	    __builtin_mul_overflow(last_row, stride, &end) ||
+	    __builtin_add_overflow(end, 4 * (uint64_t)x + row_bytes, &end) ||
+	    end > (uint64_t)surface.len) {
+		raise_error(PyExc_ValueError,
+			    "%ux%u at %u,%u is not inside %zd bytes with a stride of %llu", width,
+			    height, x, y, surface.len, (unsigned long long)stride);
+		return NULL;
+	}
+	// No overflow: the rectangle is no larger than the surface.
+	bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(row_bytes * height));
+	if (!bytes)
+		return NULL;
+	to = PyBytes_AS_STRING(bytes);
+	from = (const uint8_t *)surface.buf + y * stride + 4 * (uint64_t)x;
+	if (row_bytes * height > GIL_BYTES)
+		thread = PyEval_SaveThread();
+	for (uint32_t row = 0; row < height; row++)
+		memcpy(to + row * row_bytes, from + row * stride, row_bytes);
+	if (thread)
+		PyEval_RestoreThread(thread);
+	return_ptr(bytes);
+}

@@ -197,6 +197,7 @@ extern PyType_Spec region_spec, guest_memory_spec, backing_spec, element_spec, v
 
 PyObject *transfer(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *copy_out(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *gather(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *backing_runs(PyObject *backing, PyObject *args, PyObject *kwargs);
 PyObject *udmabuf_create(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *vfio_device_info(PyObject *module, PyObject *args, PyObject *kwargs);

@@ -1,7 +1,9 @@
 // What the device does to a split virtqueue (virtio 1.3, 2.7). The only file with atomics.
 #include "virtqueue.h"
 
+#include <sched.h>
 #include <string.h>
+#include <time.h>
 
 enum { NO_INTERRUPT = 1 };
 
@@ -61,7 +63,7 @@ void ring_take(struct guard *guard, void *arg)
 	uint16_t idx = load_avail_idx(guard, ring);
 	uint16_t ahead;
 
-	if (idx == ring->next_avail) {
+	if (p->arm && idx == ring->next_avail) {
 		arm(guard, ring);
 		idx = load_avail_idx(guard, ring);
 	}
@@ -89,6 +91,39 @@ void ring_take(struct guard *guard, void *arg)
 		return;
 	}
 	chain_walk(guard, &p->chain);
+}
+
+static uint64_t nanoseconds_now(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+}
+
+static inline void relax(void)
+{
+#if defined(__x86_64__)
+	__builtin_ia32_pause();
+#elif defined(__aarch64__)
+	__asm__ volatile("yield");
+#endif
+}
+
+// The CPU is given away all the time: a vCPU may be waiting for it.
+void ring_spin(struct guard *guard, void *arg)
+{
+	struct spinning *s = arg;
+	uint64_t end = nanoseconds_now() + s->nanoseconds;
+
+	do {
+		for (int i = 0; i < 16; i++, relax()) {
+			s->found = load_avail_idx(guard, s->ring) != s->ring->next_avail;
+			if (s->found)
+				return;
+		}
+		sched_yield();
+	} while (nanoseconds_now() < end);
 }
 
 // A second guarded call: the bytes object in between can be made outside of one only.

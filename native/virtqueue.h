@@ -27,8 +27,15 @@ struct starting {
 
 struct popping {
 	const struct ring *ring;
+	bool arm; // ask for a kick where it is empty
 	bool empty;
 	struct chain chain;
+};
+
+struct spinning {
+	const struct ring *ring;
+	uint64_t nanoseconds; // at most
+	bool found;
 };
 
 struct copying {
@@ -51,6 +58,6 @@ struct publishing {
 	bool wanted;
 };
 
-guard_work ring_start, ring_take, ring_copy, ring_push, ring_publish;
+guard_work ring_start, ring_take, ring_spin, ring_copy, ring_push, ring_publish;
 
 #endif

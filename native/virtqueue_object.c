@@ -186,7 +186,7 @@ static void virtqueue_dealloc(PyObject *object)
 
 // pop --------------------------------------------------------------------------------------
 
-static PyObject *virtqueue_pop(PyObject *object, PyObject *Py_UNUSED(ignored))
+static PyObject *virtqueue_pop(PyObject *object, PyObject *const *args, Py_ssize_t count)
 {
 	struct virtqueue *self = (struct virtqueue *)object;
 	struct state *state = state_of(Py_TYPE(object));
@@ -195,9 +195,14 @@ static PyObject *virtqueue_pop(PyObject *object, PyObject *Py_UNUSED(ignored))
 	struct copying c;
 	struct popping p; // 16 KiB that are not worth clearing: see below for what is read
 
+	if (count > 1) {
+		PyErr_SetString(PyExc_TypeError, "pop() takes one argument at most");
+		return NULL;
+	}
 	if (!usable(self))
 		return NULL;
 	p.ring = &self->ring;
+	p.arm = !count || args[0] != Py_False;
 	p.empty = false;
 	memset(&p.chain, 0, offsetof(struct chain, ranges));
 	p.chain.memory = self->ring.memory;
@@ -234,6 +239,19 @@ static PyObject *virtqueue_pop(PyObject *object, PyObject *Py_UNUSED(ignored))
 	self->ring.next_avail++;
 	self->ring.in_flight++;
 	return (PyObject *)element;
+}
+
+static PyObject *virtqueue_spin(PyObject *object, PyObject *nanoseconds)
+{
+	struct virtqueue *self = (struct virtqueue *)object;
+	struct spinning s = {.ring = &self->ring};
+
+	if (!to_u64(nanoseconds, &s.nanoseconds) || !usable(self))
+		return NULL;
+	// Without the GIL: other threads have work to do.
+	if (!ring_guarded(self, ring_spin, &s, GIL_BYTES + 1))
+		return NULL;
+	return PyBool_FromLong(s.found);
 }
 
 // push and publish -------------------------------------------------------------------------
@@ -306,7 +324,8 @@ static PyObject *virtqueue_in_flight(PyObject *self, void *Py_UNUSED(closure))
 }
 
 static PyMethodDef virtqueue_methods[] = {
-	{"pop", virtqueue_pop, METH_NOARGS},
+	{"pop", (PyCFunction)(void (*)(void))virtqueue_pop, METH_FASTCALL},
+	{"spin", virtqueue_spin, METH_O},
 	{"push", (PyCFunction)(void (*)(void))virtqueue_push, METH_VARARGS | METH_KEYWORDS},
 	{"publish", virtqueue_publish, METH_NOARGS},
 	{"rebind", (PyCFunction)(void (*)(void))virtqueue_rebind, METH_VARARGS | METH_KEYWORDS},

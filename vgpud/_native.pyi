@@ -154,14 +154,18 @@ class Virtqueue:
     @property
     def in_flight(self) -> int:
         """Elements popped and not pushed."""
-    def pop(self) -> Element | None:
-        """The next chain, or None: then notifications are armed and the ring was looked at
-        once more after arming, so that no kick is lost.
+    def pop(self, arm: bool = True, /) -> Element | None:
+        """The next chain, or None: then, with `arm`, notifications are armed and the ring was
+        looked at once more after arming, so that no kick is lost. Without, the driver may have
+        been told that nobody needs its kicks: ask again with `arm` before waiting for one.
 
         Raises RingError (index jump, loop, address not in memory, empty descriptor, readable
         after writable, bad indirect table, more chains in flight than descriptors) and
         GuestFault. After either the ring is broken and every later call raises RingError.
         """
+    def spin(self, nanoseconds: int, /) -> bool:
+        """Look at the ring for so long at most, without the GIL and giving the CPU away in
+        between; True once there is a chain to pop. Arms nothing. Raises as pop() does."""
     def push(self, element: Element, response: Buffer) -> int:
         """Put an element into the used ring with `response`, cut at the writable part.
 
@@ -227,6 +231,11 @@ def copy_out(
     Raises ValueError where the rectangle is not all inside the backing or `out` is too small:
     then nothing was written; GuestFault where the guest's memory vanished half way.
     """
+
+def gather(surface: Buffer, stride: int, x: int, y: int, width: int, height: int) -> bytes:
+    """The pixels of a rectangle of a surface (4 bytes each, rows `stride` bytes apart), row after
+    row. The surface is memory that cannot fault. The GIL is released above 64 KiB. Raises
+    ValueError where the rectangle is not inside."""
 
 def udmabuf_create(device: int, runs: Buffer, fds: Buffer) -> int:
     """UDMABUF_CREATE_LIST on /dev/udmabuf: the descriptor of a new dma-buf, close-on-exec.

@@ -179,6 +179,12 @@ def build(request: GpuRequest, value: object = None, following: int = 0) -> byte
     return HEADER.build(Header(request, 0, len(body) + following), request.name) + body
 
 
+def _header(request: GpuRequest, size: int) -> bytes:
+    """What build() puts first. Messages that come with each frame or pointer move are packed by
+    their records' codecs, which the tests hold to construct's bytes: a tenth of the time."""
+    return Header.pack(request, 0, size)
+
+
 def get_protocol_features() -> bytes:
     return build(GpuRequest.GET_PROTOCOL_FEATURES)
 
@@ -198,13 +204,13 @@ def get_edid(scanout_id: int) -> bytes:
 
 def cursor_pos(request: GpuRequest, scanout_id: int, x: int, y: int) -> bytes:
     """CURSOR_POS or CURSOR_POS_HIDE."""
-    return build(request, CursorPos(scanout_id, x, y))
+    return _header(request, CursorPos.SIZE) + CursorPos.pack(scanout_id, x, y)
 
 
 def cursor_update(scanout_id: int, x: int, y: int, hot_x: int, hot_y: int) -> bytes:
     """The caller sends CURSOR_BYTES of pixels behind it."""
-    value = CursorUpdate(CursorPos(scanout_id, x, y), hot_x, hot_y)
-    return build(GpuRequest.CURSOR_UPDATE, value, CURSOR_BYTES)
+    header = _header(GpuRequest.CURSOR_UPDATE, CursorUpdate.SIZE + CURSOR_BYTES)
+    return header + CursorUpdate.pack(scanout_id, x, y, hot_x, hot_y)
 
 
 def scanout(scanout_id: int, width: int, height: int) -> bytes:
@@ -214,8 +220,8 @@ def scanout(scanout_id: int, width: int, height: int) -> bytes:
 def update(scanout_id: int, x: int, y: int, width: int, height: int) -> bytes:
     """The caller sends width * height * 4 bytes behind it. QEMU crashes on an UPDATE without a
     SCANOUT before it on the same socket."""
-    value = Update(scanout_id, x, y, width, height)
-    return build(GpuRequest.UPDATE, value, width * height * 4)
+    header = _header(GpuRequest.UPDATE, Update.SIZE + width * height * 4)
+    return header + Update.pack(scanout_id, x, y, width, height)
 
 
 def dmabuf_scanout(value: DmabufScanout | DmabufScanout2) -> bytes:
@@ -227,7 +233,8 @@ def dmabuf_scanout(value: DmabufScanout | DmabufScanout2) -> bytes:
 
 def dmabuf_update(scanout_id: int, x: int, y: int, width: int, height: int) -> bytes:
     """QEMU answers when its display has taken the damage."""
-    return build(GpuRequest.DMABUF_UPDATE, Update(scanout_id, x, y, width, height))
+    header = _header(GpuRequest.DMABUF_UPDATE, Update.SIZE)
+    return header + Update.pack(scanout_id, x, y, width, height)
 
 
 def parse_reply(header: Header, payload: bytes, fds: Sequence[T] = ()) -> Message[T]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -345,3 +346,41 @@ def test_bad_types(rig, name):
         rig().device.push(None, b"")
     with pytest.raises(TypeError):
         rig().device.rebind(None)
+
+
+def test_a_look_that_does_not_arm_wants_no_kick(rig):
+    """A busy device is not kicked: the driver sees that nobody waits."""
+    made = rig(8, event_idx=True)
+    assert made.device.pop() is None
+    made.driver.add([b"x"], [4])
+    assert made.driver.needs_kick()
+    made.answer(made.device.pop(False), b"")
+    for _ in range(12):
+        assert made.device.pop(False) is None
+        made.driver.add([b"x"], [4])
+        assert not made.driver.needs_kick()
+        made.answer(made.device.pop(False), b"")
+    assert made.device.pop() is None
+    made.driver.add([b"x"], [4])
+    assert made.driver.needs_kick()
+
+
+def test_spin_sees_what_is_there_and_takes_nothing(rig):
+    made = rig(8)
+    assert made.device.spin(0) is False
+    made.driver.add([b"x"], [4])
+    assert made.device.spin(10**12) is True
+    assert made.device.next_avail == 0
+    assert made.device.pop(False).request == b"x"
+    assert made.device.spin(1000) is False
+    with pytest.raises(ValueError, match="is not 0 to"):
+        made.device.spin(-1)
+
+
+def test_spin_sees_what_comes_meanwhile(rig):
+    """It holds no lock: the driver here is another thread of this process."""
+    made = rig(8)
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(made.device.spin, 60 * 10**9)
+        made.driver.add([b"x"], [4])
+        assert found.result()

@@ -13,6 +13,9 @@ MAX_ENTRIES: Final = 16384
 
 NO_HDR: Final = CtrlHdr(0, 0, 0, 0, 0)
 
+_DONE: Final = Outcome(CtrlHdr.pack(Ctrl.RESP_OK_NODATA, 0, 0, 0, 0))
+"""Of an unfenced command that leads to nothing else: by far the most."""
+
 
 class Envelope:
     """Makes responses. A fenced command's fence comes back with its response, on errors too
@@ -38,14 +41,16 @@ class Envelope:
         return (hdr.ctx_id, hdr.ring_idx) if self._has_ring_idx(hdr) else DEVICE_TIMELINE
 
     def ok(self, hdr: CtrlHdr, display: tuple[DisplayMessage, ...] = ()) -> Outcome:
-        response = self.header(hdr, Ctrl.RESP_OK_NODATA).encode()
+        if not hdr.flags & FLAG_FENCE:
+            return Outcome(_DONE.response, display) if display else _DONE
+        response = CtrlHdr.pack(*self.header(hdr, Ctrl.RESP_OK_NODATA))
         return Outcome(response, display, self.timeline(hdr))
 
     def error(
         self, hdr: CtrlHdr, error: GuestError, display: tuple[DisplayMessage, ...] = ()
     ) -> Outcome:
         self.errors[error.code] = self.errors.get(error.code, 0) + 1
-        return Outcome(self.header(hdr, error.code).encode(), display, self.timeline(hdr))
+        return Outcome(CtrlHdr.pack(*self.header(hdr, error.code)), display, self.timeline(hdr))
 
     def _has_ring_idx(self, hdr: CtrlHdr) -> bool:
         return bool(hdr.flags & FLAG_INFO_RING_IDX and self.features & Feature.CONTEXT_INIT)

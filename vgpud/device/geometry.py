@@ -24,6 +24,18 @@ def intersection(a: Rect, b: Rect) -> Rect | None:
     return Rect(left, top, right - left, bottom - top)
 
 
+def holds(outer: Rect, inner: Rect) -> bool:
+    """Whether all of `inner` is in `outer`."""
+    left, top, width, height = outer
+    x, y, inner_width, inner_height = inner
+    return bool(
+        left <= x
+        and top <= y
+        and x + inner_width <= left + width
+        and y + inner_height <= top + height
+    )
+
+
 def union(a: Rect, b: Rect) -> Rect:
     """The smallest rectangle that holds both."""
     left, top = min(a.x, b.x), min(a.y, b.y)

@@ -86,21 +86,13 @@ class GpuDevice:
 
     def execute(self, request: bytes) -> Outcome | Ask:
         """Run one command of the control queue. Never raises: a bad one has an error response."""
-        if len(request) < CtrlHdr.SIZE:
-            return self._envelope.error(NO_HDR, GuestError(Ctrl.RESP_ERR_INVALID_PARAMETER))
-        hdr = CtrlHdr.decode(request)
+        row = _BY_TYPE.get(request[:4])
         try:
-            row = _COMMANDS.get(hdr.type)
-            if row is None:
-                raise GuestError(Ctrl.RESP_ERR_UNSPEC, f"command {hdr.type:#x} is not known")
-            record, handler = row
-            if len(request) < record.SIZE:
-                raise GuestError(
-                    Ctrl.RESP_ERR_INVALID_PARAMETER,
-                    f"command {hdr.type:#x} has {len(request)} of {record.SIZE} bytes",
-                )
-            return handler(self, record.decode(request), request)
+            if row is None or len(request) < row[1]:
+                raise _unreadable(request)
+            return row[2](self, row[0](request), request)
         except GuestError as error:
+            hdr = NO_HDR if len(request) < CtrlHdr.SIZE else CtrlHdr.decode(request)
             return self._envelope.error(hdr, error)
 
     def answer(self, ask: Ask, reply: bytes | Silence) -> Outcome:
@@ -119,14 +111,15 @@ class GpuDevice:
         guest gets no answer, only its buffer back (K14)."""
         if len(request) < UpdateCursor.SIZE:
             return None
+        kind = request[:4]
+        if kind != _MOVE_CURSOR and kind != _UPDATE_CURSOR:
+            return None
         command = UpdateCursor.decode(request)
         if command.pos.scanout_id >= self.outputs.limit:
             return None
-        if command.hdr.type == Ctrl.CMD_MOVE_CURSOR:
+        if kind == _MOVE_CURSOR:
             return self.cursors.move(command)
-        if command.hdr.type == Ctrl.CMD_UPDATE_CURSOR:
-            return self.cursors.update(command, self.resources)
-        return None
+        return self.cursors.update(command, self.resources)
 
     # -- resources
 
@@ -279,6 +272,19 @@ def _require_inside(image: Image, rect: Rect) -> None:
         )
 
 
+def _unreadable(request: bytes) -> GuestError:
+    """Why a request is no command: it is too short for its kind, or of none."""
+    if len(request) < CtrlHdr.SIZE:
+        return GuestError(Ctrl.RESP_ERR_INVALID_PARAMETER, f"{len(request)} bytes are no header")
+    kind = CtrlHdr.decode(request).type
+    if kind not in _COMMANDS:
+        return GuestError(Ctrl.RESP_ERR_UNSPEC, f"command {kind:#x} is not known")
+    size = _COMMANDS[kind][0].SIZE
+    return GuestError(
+        Ctrl.RESP_ERR_INVALID_PARAMETER, f"command {kind:#x} has {len(request)} of {size} bytes"
+    )
+
+
 _COMMANDS: Final[dict[int, tuple[type[Record], _Handler]]] = {
     Ctrl.CMD_GET_DISPLAY_INFO: (CtrlHdr, GpuDevice._get_display_info),
     Ctrl.CMD_GET_EDID: (GetEdid, GpuDevice._get_edid),
@@ -293,3 +299,12 @@ _COMMANDS: Final[dict[int, tuple[type[Record], _Handler]]] = {
     Ctrl.CMD_SET_SCANOUT: (SetScanout, GpuDevice._set_scanout),
     Ctrl.CMD_SET_SCANOUT_BLOB: (SetScanoutBlob, GpuDevice._set_scanout_blob),
 }
+
+_BY_TYPE: Final = {
+    int(kind).to_bytes(4, "little"): (record.decode, record.SIZE, handler)
+    for kind, (record, handler) in _COMMANDS.items()
+}
+"""The same by the bytes that a request starts with: (decode, bytes at least, handler)."""
+
+_MOVE_CURSOR: Final = int(Ctrl.CMD_MOVE_CURSOR).to_bytes(4, "little")
+_UPDATE_CURSOR: Final = int(Ctrl.CMD_UPDATE_CURSOR).to_bytes(4, "little")

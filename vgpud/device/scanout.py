@@ -72,6 +72,8 @@ class Scanouts:
 
     def damage(self, resource: Resource, rect: Rect) -> tuple[DisplayMessage, ...]:
         """The part of `rect` that each head shows, in that head's coordinates (F04, F05)."""
+        if not resource.scanouts:
+            return ()
         messages = []
         for head in sorted(resource.scanouts):
             shown = self._shown[head][1]

@@ -39,6 +39,10 @@ the 1,024 that a process usually has. Those beyond are shown by copying them."""
 MAX_PRIVATE: Final = 128 << 20
 """Bytes of the display's own surfaces: four 4K heads, or nearly one of 8K."""
 
+NARROW: Final = 4 << 10
+"""Bytes of a row below which a rectangle is gathered: a piece for each row costs more than the
+copy of it."""
+
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
@@ -96,11 +100,15 @@ class HostSurface:
             raise GuestError(Ctrl.RESP_ERR_UNSPEC, str(error)) from error
 
     def rows(self, rect: Rect) -> list[memoryview]:
-        """See `Picture.rows`: where they are. One piece where the rectangle's rows touch."""
+        """See `Picture.rows`: where they are, or a copy of many narrow ones. One piece where the
+        rectangle's rows touch."""
         row = rect.width * 4
         start = rect.y * self.stride + rect.x * 4
         if row == self.stride or rect.height == 1:
             return [self.pixels[start : start + row * rect.height]]
+        if row < NARROW:
+            x, y, width, height = rect
+            return [memoryview(_native.gather(self.pixels, self.stride, x, y, width, height))]
         end = start + rect.height * self.stride
         return [self.pixels[at : at + row] for at in range(start, end, self.stride)]
 

@@ -34,9 +34,15 @@ class Virtqueue:
     def next_avail(self) -> int:
         return self._ring.next_avail
 
-    def pop(self) -> Element | None:
+    def pop(self, arm: bool) -> Element | None:
         try:
-            return self._ring.pop()
+            return self._ring.pop(arm)
+        except (_native.RingError, _native.GuestFault) as error:
+            raise RingBroken(str(error)) from error
+
+    def spin(self, seconds: float) -> bool:
+        try:
+            return self._ring.spin(int(seconds * 1e9))
         except (_native.RingError, _native.GuestFault) as error:
             raise RingBroken(str(error)) from error
 

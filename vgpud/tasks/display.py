@@ -65,21 +65,22 @@ class DisplayLink:
         nothing can be shown, or nothing was damaged, it is done at once."""
         damage: list[Damage] = []
         for message in messages:
-            head = self._head(message.scanout_id)
             if isinstance(message, Damage):
                 damage.append(message)
+                continue
+            head = self._head(message.scanout_id)
+            if isinstance(message, CursorMove):
+                head.pointer.move(message)
             elif isinstance(message, ShowSurface):
                 head.show(message)
-            elif isinstance(message, CursorImage):
-                head.pointer.set_image(message)
             else:
-                assert isinstance(message, CursorMove)
-                head.pointer.move(message)
+                assert isinstance(message, CursorImage)
+                head.pointer.set_image(message)
         if not damage or self._socket is None or not self._socket.speaking:
             return Ticket(0, self._stats)
         ticket = Ticket(len(damage), self._stats)
-        for part in damage:
-            self._heads[part.scanout_id].damage(part.rect, ticket)
+        for scanout_id, rect in damage:
+            self._head(scanout_id).damage(rect, ticket)
         return ticket
 
     def flush(self) -> None:

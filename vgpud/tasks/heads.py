@@ -15,11 +15,11 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Final, NamedTuple, Protocol
 
-from vgpud.device.geometry import union
+from vgpud.device.geometry import holds, union
 from vgpud.device.outcome import ShowSurface
 from vgpud.device.pixels import Dmabuf, Picture
 from vgpud.errors import GuestError
-from vgpud.tasks.outgoing import Outgoing, Terms, Ticket, small
+from vgpud.tasks.outgoing import Outgoing, Piece, Terms, Ticket, small
 from vgpud.tasks.pointer import Pointer
 from vgpuwire import Rect, vhost_user_gpu
 
@@ -109,7 +109,7 @@ class Head:
         """A picture whose dma-buf must be made first, in a thread: it takes long where the kernel
         has to find the pages (decision 12)."""
         picture = self._picture
-        if picture is None or self._sourced or self._make_canvas is None or picture.settled:
+        if self._make_canvas is None or picture is None or self._sourced or picture.settled:
             return None
         if self._rect != Rect(0, 0, picture.width, picture.height):
             return None  # a canvas, not the whole of it
@@ -139,9 +139,10 @@ class Head:
             return
         if self._damage:
             last, tickets = self._damage[-1]
-            if union(last, rect) in (last, rect):  # one holds the other: send the larger once
+            larger = last if holds(last, rect) else rect if holds(rect, last) else None
+            if larger is not None:  # sent once
                 waiting = [other for other in tickets if not other.done]
-                self._damage[-1] = (union(last, rect), [*waiting, ticket])
+                self._damage[-1] = (larger, [*waiting, ticket])
                 return
         self._damage.append((rect, [ticket]))
         if len(self._damage) > MAX_RECTS:
@@ -234,8 +235,8 @@ class Head:
         if not self._damage:
             return None
         rect, tickets = self._damage[0]
-        rows = max(1, TILE_BYTES // (rect.width * 4))
-        if rows < rect.height:
+        if rect.width * rect.height * 4 > TILE_BYTES and rect.height > 1:
+            rows = max(1, TILE_BYTES // (rect.width * 4))
             tile = Rect(rect.x, rect.y, rect.width, rows)
             update = self._update(picture, scanout, tile, [])
             rest = Rect(rect.x, rect.y + rows, rect.width, rect.height - rows)
@@ -252,7 +253,7 @@ class Head:
         """UPDATE with the rows of `rect`, from memory that cannot fault: the message is never cut
         half way."""
         header = vhost_user_gpu.update(self._id, rect.x, rect.y, rect.width, rect.height)
-        parts = deque([memoryview(scanout + header)])
+        parts: deque[Piece] = deque([scanout + header])
         parts.extend(picture.rows(self._in_picture(rect)))
         return Outgoing(parts, tickets, rect.width * rect.height * 4)
 
@@ -275,7 +276,7 @@ class Head:
             source.canvas.paint(rect, picture.rows(self._in_picture(rect)))
         self._damage.clear()
         update = vhost_user_gpu.dmabuf_update(self._id, rect.x, rect.y, rect.width, rect.height)
-        return Outgoing(deque([memoryview(update)]), tickets, answered=True)
+        return Outgoing(deque([update]), tickets, answered=True)
 
     def _dmabuf_scanout(self, source: _Source, terms: Terms) -> Outgoing:
         shown = source.shown
@@ -287,7 +288,7 @@ class Head:
         if terms.modifiers:
             scanout = vhost_user_gpu.DmabufScanout2(scanout, LINEAR)
         data = vhost_user_gpu.dmabuf_scanout(scanout)
-        return Outgoing(deque([memoryview(data)]), dmabuf=source.dmabuf)
+        return Outgoing(deque([data]), dmabuf=source.dmabuf)
 
     # -- where a dma-buf comes from
 

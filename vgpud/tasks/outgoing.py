@@ -47,12 +47,15 @@ class Ticket:
                 on_taken()
 
 
+Piece = bytes | memoryview
+
+
 @dataclass(slots=True)
 class Outgoing:
     """One message: its bytes in pieces, the dma-buf that goes with its first byte, and who waits
     for its end, or, if it is `answered`, for QEMU's answer to it. `pixels` counts pixel bytes."""
 
-    parts: deque[memoryview]
+    parts: deque[Piece]
     tickets: list[Ticket] = field(default_factory=list)
     pixels: int = 0
     dmabuf: Dmabuf | None = None
@@ -75,4 +78,4 @@ class Terms(NamedTuple):
 
 
 def small(data: bytes) -> Outgoing:
-    return Outgoing(deque([memoryview(data)]))
+    return Outgoing(deque([data]))

@@ -25,6 +25,10 @@ TURN: Final = 0.002
 """Elements, and seconds, after which other tasks get a turn: a guest that never stops must not
 starve the sockets, on which QEMU waits with its big lock held."""
 
+SPIN: Final = 100e-6
+"""Seconds that an empty ring is looked at before its kick is waited for, where the driver is known
+to come back that fast: a wake-up costs it as much again."""
+
 Push = Callable[[Element, bytes], None]
 
 
@@ -39,6 +43,10 @@ class Server(Protocol):
 
     def stop(self) -> None:
         """Give every element back that is still held."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether an answer depends on other tasks."""
 
 
 class RingTask:
@@ -60,6 +68,7 @@ class RingTask:
         self._stopped = trio.Event()
         self._serving = False
         self._broken = False
+        self._spin = 0.0
 
     def set_call(self, call: EventFd | None) -> None:
         """Where to notify the driver from now on; None: it polls."""
@@ -107,13 +116,17 @@ class RingTask:
         try:
             with self._scope:
                 while True:
-                    await self._go.wait()
+                    if not self._go.is_set():
+                        await self._go.wait()
                     # Once without a kick: those of before the start were discarded by QEMU.
                     if self._serve(queue):
                         await trio.lowlevel.checkpoint()
                         continue
+                    asleep = time.monotonic()
                     await trio.lowlevel.wait_readable(kick.fileno())
                     kick.drain()
+                    # As KVM's halt polling: who came back soon is expected to do so again.
+                    self._spin = SPIN if time.monotonic() - asleep < 2 * SPIN else 0.0
         except RingBroken as error:
             self._break(error)
         finally:
@@ -165,26 +178,46 @@ class RingTask:
             self._go = trio.Event()
 
     def _serve(self, queue: Virtqueue) -> bool:
-        """One batch; True if there may be more."""
+        """Batches until the ring is empty and armed, or others must have their turn: True if
+        there may be more."""
+        end = time.monotonic() + TURN
+        arm = False
+        while True:
+            empty = self._batch(queue, end, arm)
+            if self._broken or time.monotonic() > end:
+                return True
+            if not empty:
+                arm = False
+            elif arm:
+                return False
+            else:
+                spin = 0.0 if self._server.waits else self._spin
+                arm = not (spin and queue.spin(spin))
+
+    def _batch(self, queue: Virtqueue, end: float, arm: bool) -> bool:
+        """Serve what is there, and publish the answers together; True if the ring was empty at
+        the end."""
         self._serving = True
-        more = True
+        serve, push = self._server.serve, self._push
+        count, empty = 0, False
         try:
-            end = time.monotonic() + TURN
-            for _ in range(BATCH):
-                element = queue.pop()
+            while count < BATCH:
+                element = queue.pop(arm)
                 if element is None:
-                    more = False
+                    empty = True
                     break
-                self._stats.commands += 1
-                self._server.serve(element, self._push)
+                count += 1
+                serve(element, push)
                 if time.monotonic() > end:
                     break
         finally:  # also where the ring broke half way: what came before it is shown
-            self._server.flush()
+            self._stats.commands += count
+            if count:
+                self._server.flush()
             self._serving = False
-        if not self._broken:
+        if count and not self._broken:
             self._publish(queue)
-        return more
+        return empty
 
     def _push(self, element: Element, response: bytes) -> None:
         queue = self._queue

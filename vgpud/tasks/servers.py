@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import Final
 
 from vgpud import log
 from vgpud.device.gpu import GpuDevice
@@ -14,9 +13,6 @@ from vgpud.tasks.display import DisplayLink
 from vgpud.tasks.outgoing import Ticket
 from vgpud.tasks.ring import Push
 from vgpuwire import Ctrl
-
-OUT_OF_MEMORY: Final = int(Ctrl.RESP_ERR_OUT_OF_MEMORY).to_bytes(2, "little")
-"""How such a response begins."""
 
 
 @dataclass(slots=True, eq=False)
@@ -54,9 +50,6 @@ class ControlServer:
                 self._display.post(question.done.display)
             self._display.ask(question, lambda reply: self._answered(parked, question, reply))
             return
-        if due.response[:2] == OUT_OF_MEMORY and not self._warned:
-            self._warned = True
-            log.warning("guest-out-of-memory", hint="its display may stay dark: --max-hostmem")
         if due.display:
             ticket = self._display.post(due.display)
             if not ticket.done:
@@ -71,11 +64,18 @@ class ControlServer:
             self._settle(self._park(element, push, due), due)
 
     def flush(self) -> None:
+        if not self._warned and Ctrl.RESP_ERR_OUT_OF_MEMORY in self._device.guest_errors:
+            self._warned = True
+            log.warning("guest-out-of-memory", hint="its display may stay dark: --max-hostmem")
         self._display.flush()
         for ticket in self._tickets:
             if not ticket.done:
                 self._display.limit(ticket)
         self._tickets.clear()
+
+    @property
+    def waits(self) -> bool:
+        return bool(self._parked)
 
     def stop(self) -> None:
         """The GPU socket is at its end already: no answer will come."""
@@ -137,6 +137,10 @@ class CursorServer:
 
     def flush(self) -> None:
         self._display.flush()
+
+    @property
+    def waits(self) -> bool:
+        return False
 
     def stop(self) -> None:
         pass

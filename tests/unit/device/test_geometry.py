@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vgpud.device.geometry import fits, intersection, union
+from vgpud.device.geometry import fits, holds, intersection, union
 from vgpuwire import Rect
 
 U32 = (1 << 32) - 1
@@ -39,6 +39,12 @@ def test_the_union_is_the_smallest_that_holds_both(a: Rect, b: Rect) -> None:
         max(columns) - min(columns) + 1,
         max(rows) - min(rows) + 1,
     )
+
+
+@settings(max_examples=100, deadline=None)
+@given(filled, filled)
+def test_one_holds_the_other_where_the_union_is_no_larger(a: Rect, b: Rect) -> None:
+    assert holds(a, b) is (union(a, b) == a)
 
 
 @pytest.mark.parametrize(

@@ -77,11 +77,21 @@ def test_a_fill_takes_the_guest_s_stride_to_ours() -> None:
 
 
 @pytest.mark.parametrize("exportable", [False, True])
-@pytest.mark.parametrize("width", [320, 300])
+@pytest.mark.parametrize("width", [1600, 1536])
 @pytest.mark.parametrize(
-    "rect", [Rect(0, 0, 300, 60), Rect(0, 3, 300, 2), Rect(7, 5, 2, 3), Rect(299, 59, 1, 1)]
+    ("rect", "copied"),
+    [
+        (Rect(0, 0, 1536, 60), False),
+        (Rect(0, 3, 1024, 2), False),
+        (Rect(0, 3, 1023, 2), True),  # each row less than a page: a piece each would cost more
+        (Rect(7, 5, 2, 3), True),
+        (Rect(0, 5, 2, 1), False),
+        (Rect(299, 59, 1, 1), False),
+    ],
 )
-def test_rows_are_the_pixels_of_the_rectangle(exportable: bool, width: int, rect: Rect) -> None:
+def test_rows_are_the_pixels_of_the_rectangle(
+    exportable: bool, width: int, rect: Rect, copied: bool
+) -> None:
     surface = HostPixelStore(EMPTY, exportable=exportable).create_surface(width, 60, 1)
     pattern(surface)
     expected = b"".join(
@@ -92,14 +102,17 @@ def test_rows_are_the_pixels_of_the_rectangle(exportable: bool, width: int, rect
     pieces = surface.rows(rect)
     assert b"".join(pieces) == expected
     surface.pixels[:] = bytes(surface.pixels.nbytes)
-    assert not any(b"".join(pieces)), "no copy"
+    assert (b"".join(pieces) == expected) is copied
 
 
 def test_rows_that_touch_are_one_piece() -> None:
     surface = store().create_surface(320, 60, 1)
     assert len(surface.rows(Rect(0, 0, 320, 60))) == 1
-    assert len(surface.rows(Rect(0, 0, 319, 60))) == 60
+    assert len(surface.rows(Rect(0, 0, 319, 60))) == 1
     assert len(surface.rows(Rect(0, 0, 319, 1))) == 1
+    wide = store().create_surface(1152, 60, 1)
+    assert len(wide.rows(Rect(0, 0, 1152, 60))) == 1
+    assert len(wide.rows(Rect(0, 0, 1151, 60))) == 60
 
 
 def test_its_dmabuf_is_all_of_it_and_made_once() -> None:

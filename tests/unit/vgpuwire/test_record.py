@@ -111,6 +111,14 @@ def test_bytes_on_the_wire() -> None:
     assert DEEP.encode() == SHAPE.encode() * 3
 
 
+def test_packed_from_its_integers() -> None:
+    assert Point.pack(1, -2, 3) == POINT.encode()
+    with pytest.raises(WireError, match=r"Point: \(1, 32768, 3\) does not fit"):
+        Point.pack(1, 1 << 15, 3)
+    with pytest.raises(WireError, match="does not fit"):
+        Point.pack(1, 2)
+
+
 def test_padding_is_written_as_zeros_and_not_looked_at() -> None:
     assert Point.decode(b"\xff" * 8) == Point(0xFFFFFFFF, -1, 0xFF)
     assert Point.decode(b"\xff" * 8).encode()[-1] == 0
