@@ -204,6 +204,7 @@ PyObject *vfio_device_info(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *vfio_region_info(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *vfio_probe_dma_buf(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *vfio_get_dma_buf(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *take_fd(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *file_system(PyObject *module, PyObject *args, PyObject *kwargs);
 
 #endif

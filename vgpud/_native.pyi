@@ -271,3 +271,8 @@ def vfio_get_dma_buf(device: int, region_index: int, ranges: Buffer) -> int:
 def file_system(fd: int) -> tuple[int, int]:
     """f_type and f_bsize of the file system that `fd` is on (fstatfs(2)). On hugetlbfs the
     second is the size of a huge page. Raises OSError."""
+
+def pidfd_getfd(pidfd: int, fd: int) -> int:
+    """A duplicate of descriptor `fd` of the process that `pidfd` refers to (pidfd_getfd(2)),
+    close-on-exec. Raises OSError: EPERM where the kernel does not let us trace that process, EBADF
+    where it has no such descriptor, ESRCH where it has ended."""
