@@ -3,6 +3,7 @@
 # make chain   the tests that need a QEMU of our own building; CI runs them too
 # make check   the inner loop: lint, types, unit, contract and wire tests
 # make diff    N generated scripts (1000) on QEMU's own device and on vgpud; SEED=1, QEMU=a root
+# make fuzz    SECONDS (60) of coverage-guided fuzzing for each target, or for TARGET
 # make qemu    QEMU 10.0 with our edit (blobs), built in a private root; prints the root
 # make install DESTDIR=, PREFIX=/usr, PYTHON=/usr/bin/python3: programs, units, manifest, manual pages
 # make deb     a Debian package for the release it is built on, in dist/
@@ -15,7 +16,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .SILENT:
-.PHONY: demo test chain check diff lint sanitize machine qemu install deb clean
+.PHONY: demo test chain check diff fuzz lint sanitize machine qemu install deb clean
 
 # The environment's programs first in PATH. Inside recipes only: `make clean` installs nothing.
 ENTER = venv=$$(tests/qemu/setup.sh); export PATH="$$venv/bin:$$PATH"
@@ -41,6 +42,10 @@ diff:
 	$(ENTER)
 	exec python -m tests.diff --count $(or $(N),1000) --seed $(or $(SEED),1) --qemu "$(QEMU)"
 
+fuzz:
+	$(ENTER)
+	exec python -m tests.fuzz --seconds $(or $(SECONDS),60) $(TARGET)
+
 lint:
 	$(ENTER)
 	ruff check .
@@ -56,6 +61,7 @@ sanitize:
 machine:
 	$(ENTER)
 	python -m tests.qemu.fetch
+	python -m tests.fuzz.native
 	exec python -m tests.lab.image
 
 # docs/qemu.md says what for. Three minutes on two idle processors, once.

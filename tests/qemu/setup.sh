@@ -68,7 +68,7 @@ rm -f "$venv/state"
 "$venv/bin/python" -m pip --version >/dev/null 2>&1 || { rm -rf "$venv"; "$python" -m venv "$venv" >&2; }
 echo "$PWD" >"$venv/checkout"
 export CFLAGS="${CFLAGS:-} -Werror"
-"$venv/bin/pip" install --disable-pip-version-check --progress-bar off --retries 10 -e '.[dev]' \
+"$venv/bin/pip" install --disable-pip-version-check --progress-bar off --retries 10 -e '.[dev,fuzz]' \
     >"$venv/pip.log" 2>&1 9>&- || { tail -n 40 "$venv/pip.log" >&2; fail "pip failed: see above"; }
 echo "$state" >"$venv/state"
 echo "$venv"

@@ -188,29 +188,34 @@ class FakeDisplay:
         payload: bytes,
         fds: list[int],
     ) -> None:
+        reply = self.take(name, payload, fds)
+        if reply is not None:
+            await self._reply(sock, request, reply)
+
+    def take(self, name: str, payload: bytes, fds: list[int]) -> bytes | None:
+        """Do what one message says; the payload of QEMU's answer, if it has one."""
         count = {"UPDATE": 5, "CURSOR_UPDATE": 5}.get(name, len(payload) // 4)
         fields = struct.unpack_from(f"<{count}I", payload)
         self.log.append((name, fields))
         self.on_message(name)
         if name in self.silent:
-            return
+            return None
         if name == "GET_PROTOCOL_FEATURES":
-            await self._reply(sock, request, struct.pack("<Q", self.features))
-        elif name == "GET_DISPLAY_INFO":
+            return struct.pack("<Q", self.features)
+        if name == "GET_DISPLAY_INFO":
             modes = [(0, 0, 0, 0, 0, 0)] * 16
             modes[0] = (0, 0, *self.size, 1, 0)
             body = struct.pack("<IIQII", 0x1101, 0, 0, 0, 0)
-            body += b"".join(struct.pack("<6I", *mode) for mode in modes)
-            await self._reply(sock, request, body)
-        elif name == "GET_EDID":
-            if fields[0] < self.outputs:  # QEMU does not answer for a head that it lacks
-                body = struct.pack("<IIQIIII", 0x1104, 0, 0, 0, 0, 1024, 0)
-                body += EDID.ljust(1024, b"\0")
-                await self._reply(sock, request, body)
-        elif name == "DMABUF_UPDATE":
+            return body + b"".join(struct.pack("<6I", *mode) for mode in modes)
+        if name == "GET_EDID":
+            if fields[0] >= self.outputs:
+                return None  # QEMU does not answer for a head that it lacks
+            body = struct.pack("<IIQIIII", 0x1104, 0, 0, 0, 0, 1024, 0)
+            return body + EDID.ljust(1024, b"\0")
+        if name == "DMABUF_UPDATE":
             self.screens[fields[0]].updates.append(fields[1:5])
-            await self._reply(sock, request, b"")
-        elif name.startswith("DMABUF_SCANOUT"):
+            return b""
+        if name.startswith("DMABUF_SCANOUT"):
             self._dmabuf_scanout(fields, fds)
         elif name == "SCANOUT":
             scanout, width, height = fields
@@ -224,6 +229,7 @@ class FakeDisplay:
             self._update(fields, payload)
         elif name.startswith("CURSOR"):
             self.cursor[fields[0]] = (name, fields, payload[20:])
+        return None
 
     def _dmabuf_scanout(self, fields: tuple[int, ...], fds: list[int]) -> None:
         scanout, x, y, width, height, fd_width, fd_height, stride, flags, fourcc = fields[:10]

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.backend.frontend import AVAIL, DESC, GUEST_RAM, USED, Script, message
+from tests.unit.backend.frontend import ANSWERED, AVAIL, DESC, GUEST_RAM, USED, Script, message
 from vgpud.backend import actions as act
 from vgpud.backend.state import VhostUserBackend
 from vgpud.errors import PeerError
@@ -54,18 +54,6 @@ def with_fd(request: int) -> st.SearchStrategy[Message]:
 def table(regions: list[MemRegion], ack: bool) -> Message:
     return message(Request.SET_MEM_TABLE, MemTable(tuple(regions)), len(regions), need_reply=ack)
 
-
-ANSWERED = {
-    Request.CREATE_CRYPTO_SESSION,
-    Request.POSTCOPY_ADVISE,
-    Request.POSTCOPY_END,
-    Request.GET_INFLIGHT_FD,
-    Request.GET_SHARED_OBJECT,
-    Request.SET_DEVICE_STATE_FD,
-    Request.CHECK_DEVICE_STATE,
-    Request.GET_SHMEM_CONFIG,
-}
-"""Requests that always have a reply of their own; see test_refused."""
 
 NOT_LOOKED_INTO = [
     request
