@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final, NoReturn
 
 from vgpud import __version__, log
-from vgpud.config import DEFAULT_HOSTMEM, DEFAULT_UDMABUF, Config
+from vgpud.config import DEFAULT_DEVICE_FPS, DEFAULT_HOSTMEM, DEFAULT_UDMABUF, Config
 from vgpud.errors import HostError
 
 CAPABILITIES: Final = {"type": "gpu", "features": []}
@@ -65,6 +65,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SIZE",
         help="memory for a guest's 2D resources, as in QEMU (256M)",
     )
+    parser.add_argument(
+        "--device-fps",
+        type=_rate,
+        default=DEFAULT_DEVICE_FPS,
+        metavar="N",
+        help="frames a second that the CPU reads from device memory at most (10)",
+    )
     parser.add_argument("--version", action="version", version=f"vgpud {__version__}")
     return parser
 
@@ -84,6 +91,17 @@ def _bytes(text: str) -> int:
     if not digits.isdecimal() or not 0 < int(digits) << shift < 1 << 48:
         raise argparse.ArgumentTypeError(f"{text!r} is no size: use bytes, or K, M, G")
     return int(digits) << shift
+
+
+def _rate(text: str) -> float:
+    """Frames a second, 0.1 to 1000."""
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 0.1 <= rate <= 1000:
+        raise argparse.ArgumentTypeError(f"{text!r} is no rate: use 0.1 to 1000 frames a second")
+    return rate
 
 
 def _outputs(text: str) -> tuple[tuple[int, int], ...]:
@@ -120,6 +138,7 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
         control=options.control,
         log_level=options.log_level,
         max_hostmem=options.max_hostmem,
+        device_fps=options.device_fps,
     )
 
 

@@ -9,6 +9,8 @@ DEFAULT_HOSTMEM: Final = 256 << 20
 """Bytes, as QEMU's max_hostmem."""
 
 
+DEFAULT_DEVICE_FPS: Final = 10.0
+
 DEFAULT_UDMABUF: Final = "/dev/udmabuf"
 
 
@@ -34,6 +36,10 @@ class Config:
     log_level: str = "info"
     max_hostmem: int = DEFAULT_HOSTMEM
     """Bytes of 2D resources that a guest may have; the sum stays below it."""
+
+    device_fps: float = DEFAULT_DEVICE_FPS
+    """Frames a second that the CPU reads from device memory for one head, where its dma-buf cannot
+    be shown."""
 
     @property
     def dmabuf(self) -> bool:

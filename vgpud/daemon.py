@@ -81,17 +81,17 @@ class Daemon:
         async with control_socket(self._config.control, commands):
             yield
 
-    def _status(self, request: dict[str, Any]) -> Answer:
+    async def _status(self, request: dict[str, Any]) -> Answer:
         session = None if self._session is None else self._session.status()
         fields = {"version": __version__, "pid": os.getpid(), "scanout": self._scanout}
         return Answer({**fields, "session": session})
 
-    def _screenshot(self, request: dict[str, Any]) -> Answer:
+    async def _screenshot(self, request: dict[str, Any]) -> Answer:
         head = request.get("head", 0)
         if not isinstance(head, int):
             raise Refused('"head" is a number')
         try:
-            shot = None if self._session is None else self._session.screenshot(head)
+            shot = None if self._session is None else await self._session.screenshot(head)
         except GuestError as error:
             raise Refused(f"head {head}: {error}") from error
         if shot is None:

@@ -15,7 +15,7 @@ from vgpud.config import Config
 from vgpud.device.gpu import FEATURES, GpuDevice
 from vgpud.device.outputs import DEFAULT_SIZES
 from vgpud.device.resource import Blob, Image
-from vgpud.errors import HostError, PeerError, RingBroken
+from vgpud.errors import GuestError, HostError, PeerError, RingBroken
 from vgpud.host.fd import EventFd, OwnedFd, hung_up
 from vgpud.host.guest_memory import DeviceRegion, GuestMemory
 from vgpud.host.surfaces import HostPixelStore
@@ -27,6 +27,7 @@ from vgpud.tasks.reader import Reader
 from vgpud.tasks.ring import RingTask, Server
 from vgpud.tasks.servers import ControlServer, CursorServer
 from vgpud.tasks.stats import Stats
+from vgpuwire import Ctrl
 
 CONTROL: Final = 0
 REFUSED: Final = 1
@@ -50,7 +51,9 @@ class Session:
         sizes = config.outputs or DEFAULT_SIZES
         self._device = GpuDevice(self._store, config.max_hostmem, sizes)
         make_canvas = self._store.create_private if config.dmabuf else None
-        self._display = DisplayLink(self.stats, make_canvas)
+        self._display = DisplayLink(
+            self.stats, make_canvas, self._store.create_private, self._reader, config.device_fps
+        )
         self._backend = VhostUserBackend(int(FEATURES), num_scanouts=len(sizes))
         self._frontend = FrontendLink(sock, self._backend, self._perform)
         servers: tuple[Server, ...] = (
@@ -115,15 +118,18 @@ class Session:
             **self.stats.fields(),
         }
 
-    def screenshot(self, head: int) -> tuple[int, int, list[memoryview]] | None:
+    async def screenshot(self, head: int) -> tuple[int, int, list[memoryview]] | None:
         """(width, height, rows of B8G8R8X8) of what a head shows; None while it is off. Raises
-        GuestError where the guest's memory vanished."""
+        GuestError where the guest's memory vanished. Device memory is read in a thread."""
         heads = self._display.heads()
         shown = heads[head].shown if head in heads else None
         if shown is None:
             return None
         picture, rect = shown
-        return rect.width, rect.height, picture.rows(rect)
+        rows = await self._reader.read(picture, rect) if picture.slow else picture.rows(rect)
+        if rows is None:
+            raise GuestError(Ctrl.RESP_ERR_UNSPEC, "its memory was moved meanwhile: try again")
+        return rect.width, rect.height, rows
 
     async def set_devices(self, regions: Iterable[DeviceRegion]) -> None:
         """The BARs that QEMU's memory table does not have, instead of those of before. When this

@@ -1,5 +1,5 @@
 """The tests in inner/ run in the lab, those in service/ in one whose first program is systemd, with
-our package at hand. They are collected on this machine like any others (so that node ids, -k and -x
+our package at hand, those in vfio/ in one with an IOMMU and devices for VFIO. They are collected on this machine like any others (so that node ids, -k and -x
 work); when the first of them is due, one virtual machine is booted that runs all that were chosen,
 and each test's reports (outcome, traceback, output) are told out here.
 
@@ -35,7 +35,22 @@ def service() -> LabOptions:
     return {"service": True, "memory": "3G", "mounts": mounts}
 
 
-FOLDERS: dict[str, Callable[[], LabOptions]] = {"inner": LabOptions, "service": service}
+def vfio() -> LabOptions:
+    return {
+        "modules": ["vfio-pci", "vfio_iommu_type1"],
+        "qemu_args": [
+            *("-device", "intel-iommu,intremap=on"),  # before those whose memory it translates
+            *("-object", "memory-backend-memfd,id=bar,size=16M,share=on"),
+            *("-device", "ivshmem-plain,memdev=bar,addr=0x10"),
+            *("-object", "memory-backend-memfd,id=bar2,size=4M,share=on"),
+            *("-device", "ivshmem-plain,memdev=bar2,addr=0x11"),
+            *("-drive", "if=none,id=disk,driver=null-co,size=1M"),
+            *("-device", "nvme,drive=disk,serial=1,cmb_size_mb=16,addr=0x12"),
+        ],
+    }
+
+
+FOLDERS: dict[str, Callable[[], LabOptions]] = {"inner": LabOptions, "service": service, "vfio": vfio}
 
 
 def remote(item: pytest.Item) -> str | None:

@@ -162,6 +162,11 @@ class FakePicture:
         return self.stride * self.height
 
     settled = True
+    slow = False
+
+    def fetch(self, rect: Rect, stop: bytearray) -> list[memoryview] | None:
+        """Where it is `slow`, a thread calls this in the place of rows()."""
+        return None if stop[0] else self.rows(rect)
 
     def dmabuf(self) -> FakeDmabuf | None:
         return None if self.layout.offset else self._backing.dmabuf(self.size)
@@ -255,6 +260,11 @@ class FakeSurface:
         return self.stride * self.height
 
     settled = True
+    slow = False
+
+    def fetch(self, rect: Rect, stop: bytearray) -> list[memoryview] | None:
+        """Where it is `slow`, a thread calls this in the place of rows()."""
+        return None if stop[0] else self.rows(rect)
 
     def dmabuf(self) -> FakeDmabuf | None:
         if self._made is None and self.exports:

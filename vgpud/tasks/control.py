@@ -12,7 +12,7 @@ import json
 import os
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final, NamedTuple
 
@@ -40,7 +40,7 @@ class Answer(NamedTuple):
     fd: OwnedFd | None = None
 
 
-Command = Callable[[dict[str, Any]], Answer]
+Command = Callable[[dict[str, Any]], Awaitable[Answer]]
 """Serves a request; raises Refused."""
 
 
@@ -111,7 +111,7 @@ async def _answer(
         command = request.get("command") if isinstance(request, dict) else None
         if not isinstance(command, str) or command not in commands:
             raise Refused(f"no such command; there are: {', '.join(sorted(commands))}")
-        fields, fd = commands[command](request)
+        fields, fd = await commands[command](request)
         reply: dict[str, Any] = {"ok": True, **fields}
     except (Refused, ValueError, RecursionError, MemoryError) as error:
         reply = {"ok": False, "error": str(error)}

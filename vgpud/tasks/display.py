@@ -13,6 +13,7 @@ from typing import Final
 
 import trio
 
+from vgpud.config import DEFAULT_DEVICE_FPS
 from vgpud.device.outcome import (
     Ask,
     CursorImage,
@@ -26,8 +27,11 @@ from vgpud.device.outcome import (
 from vgpud.host.fd import hung_up, unread
 from vgpud.tasks.deadlines import Deadlines
 from vgpud.tasks.gpu_socket import GpuSocket, OnReply
-from vgpud.tasks.heads import Head, MakeCanvas
+from vgpud.tasks.heads import Head
+from vgpud.tasks.mirror import MakeCanvas
 from vgpud.tasks.outgoing import Outgoing, Terms, Ticket
+from vgpud.tasks.reader import Reader
+from vgpud.tasks.refresher import Refresher
 from vgpud.tasks.stats import Stats
 
 FLUSH_DEADLINE: Final = 0.040
@@ -43,11 +47,21 @@ be wrong for good, since QEMU does not say that its real answer differs."""
 
 class DisplayLink:
     """Heads, and the socket that they are told on. With `make_canvas`, pictures go as dma-bufs
-    where that is possible; without, as pixels."""
+    where that is possible; without, as pixels. What is in device memory `reader` reads into what
+    `make_copy` makes, `fps` times a second at most."""
 
-    def __init__(self, stats: Stats, make_canvas: MakeCanvas | None = None) -> None:
+    def __init__(
+        self,
+        stats: Stats,
+        make_canvas: MakeCanvas | None = None,
+        make_copy: MakeCanvas | None = None,
+        reader: Reader | None = None,
+        fps: float = DEFAULT_DEVICE_FPS,
+    ) -> None:
         self._stats = stats
         self._make_canvas = make_canvas
+        self._make_copy = make_copy
+        self._refresher = Refresher(reader or Reader(), fps, self.flush)
         self._heads: dict[int, Head] = {}
         self._turns: deque[int] = deque()
         self._socket: GpuSocket | None = None
@@ -157,6 +171,7 @@ class DisplayLink:
             nursery.start_soon(self._deadlines.run)
             nursery.start_soon(self._keep_qemu_reading)
             nursery.start_soon(self._make_dmabufs)
+            nursery.start_soon(self._refresher.run)
             while True:
                 await self._arrived.wait()
                 self._arrived = trio.Event()
@@ -201,7 +216,7 @@ class DisplayLink:
     def _head(self, scanout_id: int) -> Head:
         head = self._heads.get(scanout_id)
         if head is None:
-            head = self._heads[scanout_id] = Head(scanout_id, self._make_canvas)
+            head = self._heads[scanout_id] = Head(scanout_id, self._make_canvas, self._make_copy)
             self._turns.append(scanout_id)
         return head
 
@@ -220,6 +235,8 @@ class DisplayLink:
                 return message
             if head.unmade is not None:
                 self._unmade.set()
+            if head.unread is not None:
+                self._refresher.want(head)
         return None
 
     def _forget_if_gone(self) -> None:

@@ -11,17 +11,18 @@ of what is damaged), else as pixels (SCANOUT, then UPDATE).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import Enum
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 from vgpud.device.geometry import holds, union
 from vgpud.device.outcome import ShowSurface
 from vgpud.device.pixels import Dmabuf, Picture
 from vgpud.errors import GuestError
+from vgpud.tasks.mirror import Canvas, MakeCanvas, Mirror
 from vgpud.tasks.outgoing import Outgoing, Piece, Terms, Ticket, small
 from vgpud.tasks.pointer import Pointer
-from vgpuwire import Rect, vhost_user_gpu
+from vgpuwire import Ctrl, Rect, vhost_user_gpu
 
 MAX_RECTS: Final = 64
 """Damaged rectangles kept for a display that does not keep up; then their union is sent once."""
@@ -35,18 +36,6 @@ LARGE: Final = 1 << 20
 
 LINEAR: Final = 0
 """DRM_FORMAT_MOD_LINEAR: rows one after the other, which guest memory always is."""
-
-
-class Canvas(Picture, Protocol):
-    """A picture of our own, for a scanout that is not the whole of its buffer: QEMU ignores x, y
-    and any offset of a dma-buf (decision 5)."""
-
-    def paint(self, rect: Rect, pieces: Sequence[memoryview]) -> None:
-        """Put tightly packed B8G8R8X8 pixels into `rect`."""
-
-
-MakeCanvas = Callable[[int, int], Canvas | None]
-"""(width, height) in pixels; None where there is no memory for it."""
 
 
 class _Source(NamedTuple):
@@ -78,12 +67,20 @@ _UNSURE: Final = object()
 
 
 class Head:
-    """One scanout. `make_canvas` is None where pictures go as pixels only."""
+    """One scanout. `make_canvas` is None where pictures go as pixels only; `make_copy` makes what
+    a picture in device memory is copied to."""
 
-    def __init__(self, scanout_id: int, make_canvas: MakeCanvas | None = None) -> None:
+    def __init__(
+        self,
+        scanout_id: int,
+        make_canvas: MakeCanvas | None = None,
+        make_copy: MakeCanvas | None = None,
+    ) -> None:
         self.pointer = Pointer()
         self._id = scanout_id
         self._make_canvas = make_canvas
+        self._make_copy = make_copy
+        self._mirror: Mirror | None = None
         self._picture: Picture | None = None
         self._rect = Rect(0, 0, 0, 0)
         self._damage: deque[tuple[Rect, list[Ticket]]] = deque()
@@ -132,10 +129,30 @@ class Head:
         else:
             self._damage.append((self._whole(), tickets))
 
+    @property
+    def unread(self) -> Mirror | None:
+        """A mirror for which device memory is to be read."""
+        mirror = self._mirror
+        return mirror if mirror is not None and mirror.unread else None
+
+    def read(self, mirror: Mirror, rows: Sequence[memoryview] | None) -> None:
+        """A read for a mirror has ended, maybe half way (None); it may be another's by now."""
+        if mirror is self._mirror and (ready := mirror.done(rows)) is not None:
+            self._damage.append(ready)
+
+    def unreadable(self, mirror: Mirror) -> None:
+        """A read for a mirror failed: the head goes dark until the guest changes the picture."""
+        if mirror is self._mirror:
+            _take(self._drop_damage())
+            mirror.failed()
+
     def damage(self, rect: Rect, ticket: Ticket) -> None:
         """Pixels changed; the ticket is taken when the display has them."""
         if self._picture is None or self._dark:
             ticket.taken()
+            return
+        if self._mirror is not None:
+            self._mirror.add(rect, [ticket])
             return
         if self._damage:
             last, tickets = self._damage[-1]
@@ -182,7 +199,7 @@ class Head:
             self._told = _UNSURE
         tickets = self._drop_damage()
         if self._picture is not None:
-            self._damage.append((self._whole(), tickets))
+            self._add(self._whole(), tickets)
         else:
             _take(tickets)
         self.pointer.replay()
@@ -199,9 +216,16 @@ class Head:
             return None
         try:
             source = self._find_source(self._picture)
+            picture = self._picture
+            if self._mirror is not None:
+                if self._mirror.dark:
+                    return self._next_off()
+                if not self._mirror.shows:
+                    return None
+                picture = self._mirror.copy
             if source is None:
-                return self._next_pixels(self._picture)
-            return self._next_buffer(self._picture, source, terms)
+                return self._next_pixels(picture)
+            return self._next_buffer(picture, source, terms)
         except GuestError:  # the guest's memory vanished: there is nothing left to show
             self._turn_off()
             return self._next_off()
@@ -298,7 +322,30 @@ class Head:
         if not self._sourced:
             self._sourced = True
             self._source = None if self._make_canvas is None else self._make_source(picture)
+            if self._source is None and picture.slow:
+                self._source = self._make_mirror(picture)
         return self._source
+
+    def _make_mirror(self, picture: Picture) -> _Source | None:
+        """Show a copy, which is filled when a thread has read the device."""
+        copy, _ = self._find_canvas(self._make_copy)
+        self._canvas = copy
+        if copy is None:
+            raise GuestError(Ctrl.RESP_ERR_UNSPEC, "no memory for a copy of device memory")
+        tickets = self._drop_damage()
+        self._mirror = Mirror(picture, self._rect, copy)
+        self._mirror.add(self._whole(), tickets)
+        dmabuf = None if self._make_canvas is None else copy.dmabuf()
+        return None if dmabuf is None else _Source(copy, None, dmabuf)
+
+    def _find_canvas(self, make: MakeCanvas | None) -> tuple[Canvas | None, bool]:
+        """One of the head's size, and whether it is new: not where the one that it has fits."""
+        size = (self._rect.width, self._rect.height)
+        canvas, self._canvas = self._canvas, None  # the old one goes first
+        if canvas is not None and (canvas.width, canvas.height) == size:
+            return canvas, False
+        del canvas
+        return None if make is None else make(*size), True
 
     def _make_source(self, picture: Picture) -> _Source | None:
         if self._rect == Rect(0, 0, picture.width, picture.height):
@@ -308,13 +355,9 @@ class Head:
             whole = dmabuf is not None and picture.stride * picture.height <= dmabuf.size
             if dmabuf is not None and whole and picture.stride % 4 == 0:
                 return _Source(picture, None, dmabuf)
-        assert self._make_canvas is not None
-        canvas = self._canvas
-        size = (self._rect.width, self._rect.height)
-        fresh = canvas is None or (canvas.width, canvas.height) != size
-        if fresh:
-            self._canvas = None  # the old one first
-            canvas = self._make_canvas(*size)
+        if picture.slow:
+            return None
+        canvas, fresh = self._find_canvas(self._make_canvas)
         dmabuf = None if canvas is None else canvas.dmabuf()
         if canvas is None or dmabuf is None:
             return None
@@ -327,6 +370,9 @@ class Head:
 
     def _forget_source(self) -> None:
         self._source, self._sourced = None, False
+        mirror, self._mirror = self._mirror, None
+        if mirror is not None and (tickets := mirror.drop()):
+            self._damage.append((self._whole(), tickets))
 
     # -- small things
 
@@ -339,16 +385,27 @@ class Head:
         return Rect(0, 0, self._rect.width, self._rect.height)
 
     def _in_picture(self, rect: Rect) -> Rect:
+        if self._mirror is not None:
+            return rect  # the copy has no more than that
         return Rect(self._rect.x + rect.x, self._rect.y + rect.y, rect.width, rect.height)
 
     def _merge_damage(self) -> None:
         whole = self._damage[0][0]
         for other, _ in self._damage:
             whole = union(whole, other)
-        tickets = self._drop_damage()
+        tickets = self._drop_ready()
         self._damage.append((whole, tickets))
 
+    def _add(self, rect: Rect, tickets: list[Ticket]) -> None:
+        if self._mirror is None:
+            self._damage.append((rect, tickets))
+        else:
+            self._mirror.add(rect, tickets)
+
     def _drop_damage(self) -> list[Ticket]:
+        return self._drop_ready() + ([] if self._mirror is None else self._mirror.drop())
+
+    def _drop_ready(self) -> list[Ticket]:
         tickets = [ticket for _, waiting in self._damage for ticket in waiting if not ticket.done]
         self._damage.clear()
         return tickets

@@ -13,7 +13,7 @@ import trio
 
 from vgpud.device.pixels import Picture
 from vgpud.errors import GuestError
-from vgpuwire import Rect
+from vgpuwire import Ctrl, Rect
 
 Rows = list[memoryview]
 
@@ -22,6 +22,7 @@ class Reader:
     """Reads slow pictures; `pause` ends all reads and holds new ones back."""
 
     def __init__(self) -> None:
+        self._one = trio.CapacityLimiter(1)  # more would only share what the bus gives
         self._stops: list[bytearray] = []
         self._idle = trio.Event()
         self._idle.set()
@@ -38,7 +39,7 @@ class Reader:
         if self._idle.is_set():
             self._idle = trio.Event()
         try:
-            return await _read(picture, rect, stop)
+            return await self._read(picture, rect, stop)
         finally:
             self._stops.remove(stop)
             if not self._stops:
@@ -59,24 +60,27 @@ class Reader:
             if held:
                 self._may_read.set()
 
-
-async def _read(picture: Picture, rect: Rect, stop: bytearray) -> Rows | None:
-    """Cancelled, it ends soon: a thread cannot be left behind, but told."""
-    result: Rows | GuestError | None = None
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_set_when_cancelled, stop)
-        result = await trio.to_thread.run_sync(_fetch, picture, rect, stop)
-        nursery.cancel_scope.cancel()
-    if isinstance(result, GuestError):
-        raise result
-    return result
+    async def _read(self, picture: Picture, rect: Rect, stop: bytearray) -> Rows | None:
+        """Cancelled, it ends soon: a thread cannot be left behind, but told."""
+        result: Rows | GuestError | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_set_when_cancelled, stop)
+            result = await trio.to_thread.run_sync(_fetch, picture, rect, stop, limiter=self._one)
+            nursery.cancel_scope.cancel()
+        if isinstance(result, GuestError):
+            raise result
+        return result
 
 
 def _fetch(picture: Picture, rect: Rect, stop: bytearray) -> Rows | GuestError | None:
+    if stop[0]:
+        return None  # while it waited for its turn
     try:
         return picture.fetch(rect, stop)
     except GuestError as error:
         return error
+    except MemoryError:
+        return GuestError(Ctrl.RESP_ERR_OUT_OF_MEMORY, "no memory for a copy of device memory")
 
 
 async def _set_when_cancelled(stop: bytearray) -> None:

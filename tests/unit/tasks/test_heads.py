@@ -1290,7 +1290,8 @@ class AnyDisplay(RuleBasedStateMachine):
         assert {ticket.times for ticket in self.tickets if ticket not in self.late} <= {1}
         assert {ticket.times for ticket in self.late} <= {0, 1}, "a late one may be forgotten"
         assert all(ticket.done for ticket in self.tickets)
-        assert self.screen.shown() == (None if self.shown is None else picture(*self.shown))
+        there = None if self.shown is None or self.shown[0].lost else self.shown
+        assert self.screen.shown() == (None if there is None else picture(*there))
 
     @rule(
         number=st.integers(0, 5),
@@ -1324,7 +1325,7 @@ class AnyDisplay(RuleBasedStateMachine):
     @rule(x=st.integers(0, 15), y=st.integers(0, 15), w=st.integers(1, 16), h=st.integers(1, 16))
     def draw_and_flush(self, x: int, y: int, w: int, h: int) -> None:
         ticket = Counted()
-        if self.shown is None:
+        if self.shown is None or self.shown[0].lost:
             self.tickets.append(ticket)
             self.head.damage(Rect(x, y, w, h), ticket)
             return
@@ -1385,7 +1386,7 @@ class AnyDisplay(RuleBasedStateMachine):
 
     @rule(far=st.booleans())
     def memory_changes(self, far: bool) -> None:
-        """The second blob's memory comes and goes."""
+        """The second blob's memory comes and goes, and with it what a head shows of it."""
         old, ranges = self.store.guest, [(BLOB_AT, 8 * PAGE)]
         if far:
             ranges.append((FAR_AT, 8 * PAGE))
@@ -1395,8 +1396,6 @@ class AnyDisplay(RuleBasedStateMachine):
                 table.write(address, old.read(address, size) or b"")
         self.store.set_memory(table)
         self.head.memory_changed()
-        if self.shown is not None and self.shown[0].lost:
-            self.shown = None
 
 
 TestAnyDisplay = AnyDisplay.TestCase
