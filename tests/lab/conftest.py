@@ -1,7 +1,8 @@
 """The tests in inner/ run in the lab, those in service/ in one whose first program is systemd, with
-our package at hand, those in vfio/ in one with an IOMMU and devices for VFIO. They are collected on this machine like any others (so that node ids, -k and -x
-work); when the first of them is due, one virtual machine is booted that runs all that were chosen,
-and each test's reports (outcome, traceback, output) are told out here.
+our package at hand, those in vfio/ in one with an IOMMU and devices for VFIO. They are collected on
+this machine like any others (so that node ids, -k and -x work); when the first of them is due, one
+virtual machine is booted that runs all that were chosen, and each test's reports (outcome,
+traceback, output) are told out here.
 
 In the lab VGPUD_LAB is set, and this file leaves the tests alone. Set it to run them out here, on a
 machine that has the devices.
@@ -50,7 +51,11 @@ def vfio() -> LabOptions:
     }
 
 
-FOLDERS: dict[str, Callable[[], LabOptions]] = {"inner": LabOptions, "service": service, "vfio": vfio}
+FOLDERS: dict[str, Callable[[], LabOptions]] = {
+    "inner": LabOptions,
+    "service": service,
+    "vfio": vfio,
+}
 
 
 def remote(item: pytest.Item) -> str | None:
