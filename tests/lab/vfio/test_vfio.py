@@ -1,0 +1,121 @@
+"""A blob in a BAR: QEMU gets a dma-buf of exactly its pages, the CPU sees what the guest wrote."""
+
+from __future__ import annotations
+
+import random
+import struct
+
+import pytest
+
+from tests.lab.vfio.conftest import Export
+from tests.lab.vfio.device import BAR, SHIFT, Device
+from tests.support.blobs import PAGE, BlobGuest, Dimm, Entries, Frame, blob_machine, pattern
+from vgpuwire import Rect
+
+FRAME = Frame(128, 96)
+"""12 pages."""
+SIZE = FRAME.size
+
+
+def contiguous(dimm: Dimm) -> Entries:
+    return [(dimm.gpa + 3 * PAGE, SIZE)]
+
+
+def page_by_page(dimm: Dimm) -> Entries:
+    return dimm.pages()[3:15]
+
+
+def scattered(dimm: Dimm) -> Entries:
+    return random.Random(6).sample(dimm.pages(), SIZE // PAGE)
+
+
+def reversed_(dimm: Dimm) -> Entries:
+    return dimm.pages()[:12][::-1]
+
+
+def in_large_pieces(dimm: Dimm) -> Entries:
+    gpa = dimm.gpa
+    return [(gpa + 64 * PAGE, 5 * PAGE), (gpa, PAGE), (gpa + 8 * PAGE, 6 * PAGE)]
+
+
+def the_same_page(dimm: Dimm) -> Entries:
+    return [(dimm.gpa, PAGE)] * (SIZE // PAGE)
+
+
+ENTRIES = [contiguous, page_by_page, scattered, reversed_, in_large_pieces]
+
+
+def merged(entries: Entries, dimm: Dimm) -> list[tuple[int, int]]:
+    """Offsets in the BAR, neighbours as one."""
+    found: list[tuple[int, int]] = []
+    for gpa, length in entries:
+        offset = gpa - dimm.gpa + dimm.region.offset - (BAR << SHIFT)
+        if found and sum(found[-1]) == offset:
+            found[-1] = (found[-1][0], found[-1][1] + length)
+        else:
+            found.append((offset, length))
+    return found
+
+
+async def show(guest: BlobGuest, number: int, frame: Frame, entries: Entries) -> bytes:
+    data = pattern(frame.size, number)
+    guest.write(entries, data)
+    await guest.create(number, entries, frame.size)
+    await guest.show(number, frame)
+    await guest.vm.flush(number, frame.rect)
+    return data
+
+
+async def exported(guest: BlobGuest) -> None:
+    screen = guest.vm.display.screens[0]
+    await guest.vm.until(lambda: screen.buffer is not None, "QEMU has a dma-buf")
+
+
+async def seen(guest: BlobGuest, head: int = 0) -> bytes:
+    """What `vgpuctl screenshot` is given: B8G8R8X8, tightly packed."""
+    shot = await guest.vm.session.screenshot(head)
+    assert shot is not None
+    return b"".join(shot[2])
+
+
+@pytest.mark.parametrize("entries", ENTRIES, ids=lambda entries: entries.__name__)
+async def test_qemu_has_the_pages_and_the_cpu_sees_them(
+    entries: object, device: Device, asked: list[Export]
+) -> None:
+    async with blob_machine() as guest:
+        bar = await guest.plug(device.fd, device.size(), BAR << SHIFT)
+        wanted = entries(bar)  # type: ignore[operator]
+        data = await show(guest, 1, FRAME, wanted)
+        await exported(guest)
+        buffer = guest.vm.display.screens[0].buffer
+        assert buffer is not None
+        assert (buffer.exporter(), buffer.size()) == ("vfio_pci_core", SIZE)
+        ((number, ranges),) = asked
+        assert number == BAR
+        assert list(struct.iter_unpack("=QQ", ranges)) == merged(wanted, bar)
+        assert await seen(guest) == data
+        assert guest.vm.session.stats.pixel_bytes == 0
+
+
+@pytest.mark.parametrize("entries", ENTRIES, ids=lambda entries: entries.__name__)
+async def test_in_shm_mode_the_cpu_reads_them(entries: object, device: Device) -> None:
+    async with blob_machine(scanout="shm") as guest:
+        bar = await guest.plug(device.fd, device.size(), BAR << SHIFT)
+        data = await show(guest, 1, FRAME, entries(bar))  # type: ignore[operator]
+        await guest.vm.shown(data)
+
+
+async def test_a_part_of_it_is_a_copy(device: Device) -> None:
+    """QEMU ignores a dma-buf's x, y and offset."""
+    rect = Rect(16, 8, 64, 48)
+    async with blob_machine() as guest:
+        bar = await guest.plug(device.fd, device.size(), BAR << SHIFT)
+        data = pattern(SIZE, 1)
+        guest.write(contiguous(bar), data)
+        await guest.create(1, contiguous(bar), SIZE)
+        await guest.show(1, FRAME, rect)
+        await guest.vm.flush(1, rect)
+        await guest.vm.shown(FRAME.cut(data, rect))
+        buffer = guest.vm.display.screens[0].buffer
+        assert buffer is not None
+        assert buffer.exporter() == "udmabuf"
