@@ -36,7 +36,7 @@ chain: machine
 
 check: lint
 	$(ENTER)
-	exec pytest -m "not slow" tests/unit tests/contract tests/wire
+	exec pytest -m "not slow" tests/unit tests/contract tests/wire tests/attacks
 
 diff:
 	$(ENTER)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -109,14 +110,20 @@ def _functions(path: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
+def tests_named() -> Iterator[str]:
+    """Every test of the project, as pytest's node id."""
+    for path in sorted(TESTS.rglob("test_*.py")):
+        for name in _functions(path):
+            yield f"{path.relative_to(TESTS.parent)}::{name}"
+
+
 @cache
 def names_by_id() -> dict[str, tuple[str, ...]]:
     """Every id that a test's name carries, known or not: its tests as pytest's node ids."""
     found: dict[str, list[str]] = {}
-    for path in sorted(TESTS.rglob("test_*.py")):
-        for name in _functions(path):
-            for row in _ID.findall(name):
-                found.setdefault(row, []).append(f"{path.relative_to(TESTS.parent)}::{name}")
+    for test in tests_named():
+        for row in _ID.findall(test.rpartition("::")[2]):
+            found.setdefault(row, []).append(test)
     return {row: tuple(names) for row, names in found.items()}
 
 
