@@ -61,6 +61,20 @@ def test_a_linux_guest_shows_blobs(
         assert "Traceback" not in vgpud.log(), vgpud.log()
 
 
+def test_heads_beyond_4095_pixels(image: GuestImage) -> None:
+    """Linux takes its modes from the EDID, whose first block cannot say these."""
+    sizes = ["5120x2880", "4096x2160"]
+    with backend([*VGPUD, f"--outputs={','.join(sizes)}"]) as (vgpud, gpu):
+        generic = qemu("trixie-backports")
+        with machine(generic, image, gpu, model=MODEL, device=GENERIC, children=[vgpud]) as vm:
+            vm.wait_ready()
+            modes = "/sys/class/drm/card0-Virtual-*/modes"
+            assert vm.run(f"cat {modes}").splitlines() == sizes
+            assert "mode=5120x2880" in vm.draw("--seed 5")
+            assert "*ERROR*" not in vm.run("dmesg")
+            vm.quit()
+
+
 def wait_connected(vm: Machine) -> None:
     deadline = time.monotonic() + PATIENCE
     while True:

@@ -1,4 +1,4 @@
-"""Our own EDID, read back by a parser written from the VESA E-EDID 1.4 tables."""
+"""Our own EDID, read back by a parser written from the VESA E-EDID 1.4 and DisplayID 1.3 tables."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 from vgpud.device.edid import EDID_BYTES, RESP_EDID_BYTES, make_edid, padded
 
 SIZES = [(640, 480), (1280, 800), (1920, 1080), (2560, 1440), (3840, 2160), (4095, 2304)]
-TOO_LARGE = [(5120, 2880), (7680, 4320), (16384, 16384), (1 << 32, 1 << 32)]
+LARGE = [(4096, 2160), (64, 4096), (4095, 4095), (5120, 2880), (7680, 4320), (16384, 16384)]
+"""Sizes that a detailed timing cannot say: 12 bits a side, 16 of clock."""
 
 
 class Timing(NamedTuple):
@@ -56,14 +57,15 @@ def descriptors(edid: bytes) -> dict[int, bytes]:
     return {block[3]: block[5:] for block in blocks}
 
 
-@pytest.mark.parametrize(("width", "height"), SIZES + TOO_LARGE)
+@pytest.mark.parametrize(("width", "height"), SIZES + LARGE)
 def test_D04_the_block_is_well_formed(width: int, height: int) -> None:
     edid = make_edid(width, height, 0)
-    assert len(edid) == EDID_BYTES == 128
-    assert sum(edid) & 0xFF == 0
+    blocks = 2 if (width, height) in LARGE else 1
+    assert len(edid) == blocks * EDID_BYTES == blocks * 128
+    assert all(sum(edid[at : at + 128]) & 0xFF == 0 for at in range(0, len(edid), 128))
     assert edid[:8] == b"\0\xff\xff\xff\xff\xff\xff\0"
     assert edid[18:20] == b"\x01\x04"
-    assert edid[126] == 0, "no extension block follows"
+    assert edid[126] == blocks - 1, "extension blocks"
 
 
 @pytest.mark.parametrize(("width", "height"), SIZES)
@@ -80,12 +82,33 @@ def test_the_preferred_mode_is_the_head_s_size(width: int, height: int) -> None:
     )
 
 
-@pytest.mark.parametrize(("width", "height"), TOO_LARGE)
-def test_a_head_beyond_the_format_gets_the_largest_mode_there_is(width: int, height: int) -> None:
-    timing = detailed_timing(make_edid(width, height, 0))
-    assert (timing.h_active, timing.v_active) == (min(width, 4095), min(height, 4095))
-    assert timing.clock == 655_350_000, "the highest that 16 bits of 10 kHz can say"
-    assert timing.refresh > 30
+@pytest.mark.parametrize(("width", "height"), LARGE)
+def test_the_only_mode_of_a_large_head_is_in_a_displayid_block(width: int, height: int) -> None:
+    edid = make_edid(width, height, 0)
+    assert edid[54:72] == bytes([0, 0, 0, 0x10, *bytes(14)]), "no smaller mode is preferred"
+    block = edid[128:]
+    assert block[0] == 0x70
+    section = block[1:127]
+    assert sum(section) & 0xFF == 0
+    version, size, _, more = section[:4]
+    assert (version >> 4, size, more) == (1, 121, 0)
+    tag, _, length = section[4:7]
+    assert (tag, length) == (0x03, 20)
+    timing = section[7:27]
+    clock = (int.from_bytes(timing[:3], "little") + 1) * 10_000
+    assert timing[3] & 0x80, "preferred"
+    h_active, h_blank, h_front, h_sync, v_active, v_blank, v_front, v_sync = (
+        (word & 0x7FFF) + 1 for word in struct.unpack("<8H", timing[4:])
+    )
+    assert (h_active, v_active) == (width, height)
+    assert h_front + h_sync < h_blank
+    assert v_front + v_sync < v_blank
+    assert clock / ((h_active + h_blank) * (v_active + v_blank)) == pytest.approx(60, rel=5e-4)
+    assert not any(section[27:-1]), "filled with zeros"
+
+
+def test_a_size_that_no_head_has_is_cut() -> None:
+    assert make_edid(1 << 32, 1 << 32, 0) == make_edid(1 << 15, 1 << 15, 0)
 
 
 @pytest.mark.parametrize(("width", "height"), [(0, 0), (1, 1), (10, 2000)])
