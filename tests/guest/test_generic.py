@@ -4,6 +4,8 @@ There is no display socket, so the heads are vgpud's own and the picture is take
 """
 
 import json
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -14,6 +16,7 @@ from tests.guest.pattern import pattern
 from tests.qemu.binaries import qemu
 from tests.qemu.process import Child
 from tests.support.guest_image import GuestImage
+from tests.support.png import parse_png
 from tests.support.qemu import PATIENCE, VGPUD, Machine, backend, machine
 from vgpud import ctl
 
@@ -29,10 +32,13 @@ def rgb(pixels: bytes) -> bytes:
     return bytes(out)
 
 
-def test_a_linux_guest_shows_blobs(
-    image: GuestImage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    control = str(tmp_path / "control")
+def vgpuctl(control: str, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    argv = [sys.executable, "-m", "vgpud.ctl", f"--control={control}", *arguments]
+    return subprocess.run(argv, capture_output=True, check=False)
+
+
+def test_a_linux_guest_shows_blobs(image: GuestImage, tmp_path: Path) -> None:
+    control, png = str(tmp_path / "control"), tmp_path / "out.png"
     options = [f"--control={control}", f"--outputs={WIDTH}x{HEIGHT},640x480"]
     with backend([*VGPUD, *options]) as (vgpud, gpu):
         with machine(
@@ -48,11 +54,17 @@ def test_a_linux_guest_shows_blobs(
                 assert "+resource_blob" in vm.run("dmesg | grep drm")
                 said = vm.draw(f"--seed {seed} --flips 4")
                 assert f"mode={WIDTH}x{HEIGHT}" in said
-                width, height, pixels = ctl.screenshot(control, 0)
-                assert (width, height) == (WIDTH, HEIGHT)
-                assert rgb(pixels) == pattern(WIDTH, HEIGHT, seed)
-                assert ctl.main([f"--control={control}", "status"]) == 0
-                session = json.loads(capsys.readouterr().out)["session"]
+                assert not vgpuctl(control, "screenshot", str(png)).stderr
+                picture = parse_png(png.read_bytes())
+                assert (picture.width, picture.height) == (WIDTH, HEIGHT)
+                assert not picture.difference(pattern(WIDTH, HEIGHT, seed))
+                assert (
+                    "\u2580" in vgpuctl(control, "screenshot", "--head=1", "--ansi").stdout.decode()
+                )
+                refused = vgpuctl(control, "screenshot", "--head=2", "--ansi")
+                assert refused.returncode == 1
+                assert refused.stderr == b"vgpuctl: head 2 shows nothing\n"
+                session = json.loads(vgpuctl(control, "status").stdout)["session"]
                 assert session["blobs"] > 0
                 assert session["pixel_bytes"] == 0  # nobody to send them to
                 vm.qmp.execute("system_reset")

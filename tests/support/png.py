@@ -56,3 +56,25 @@ def parse_ppm(data: bytes) -> Picture:
     if len(rgb) != width * 3 * height:
         raise ValueError(f"a PPM of {len(rgb)} bytes for {width}x{height}")
     return Picture(width, height, rgb)
+
+
+def parse_png(data: bytes) -> Picture:
+    """A PNG (ISO/IEC 15948) of 8-bit RGB without interlacing or filters, which vgpuctl writes.
+    Raises ValueError for any other, and for a wrong checksum."""
+    if data[:8] != b"\x89PNG\r\n\x1a\n":
+        raise ValueError(f"not a PNG: {data[:16]!r}")
+    chunks: dict[bytes, bytes] = {}
+    at = 8
+    while at < len(data):
+        (length,) = struct.unpack_from(">I", data, at)
+        kind, body = data[at + 4 : at + 8], data[at + 8 : at + 8 + length]
+        if zlib.crc32(kind + body) != struct.unpack_from(">I", data, at + 8 + length)[0]:
+            raise ValueError(f"{kind!r}: wrong checksum")
+        chunks[kind] = chunks.get(kind, b"") + body
+        at += 12 + length
+    width, height, *form = struct.unpack(">IIBBBBB", chunks[b"IHDR"])
+    lines, step = zlib.decompress(chunks[b"IDAT"]), 1 + width * 3
+    if form != [8, 2, 0, 0, 0] or len(lines) != step * height or any(lines[::step]):
+        raise ValueError(f"a PNG of another form: {form}")
+    rgb = b"".join(lines[y * step + 1 : (y + 1) * step] for y in range(height))
+    return Picture(width, height, rgb)

@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
-
 import pytest
 
+from tests.support.png import parse_png
 from vgpud.ctl import ansi, main, png
 
 WIDTH, HEIGHT = 3, 2
 BGRX = b"".join(bytes((b, b + 1, b + 2, 0xEE)) for b in range(0, 18, 3))
 
 
-def chunks(data: bytes) -> dict[bytes, bytes]:
-    assert data[:8] == b"\x89PNG\r\n\x1a\n"
-    found, at = {}, 8
-    while at < len(data):
-        (length,) = struct.unpack_from(">I", data, at)
-        kind, body = data[at + 4 : at + 8], data[at + 8 : at + 8 + length]
-        assert zlib.crc32(kind + body) == struct.unpack_from(">I", data, at + 8 + length)[0]
-        found[kind] = body
-        at += 12 + length
-    return found
-
-
 def test_a_png_has_every_pixel_in_rgb() -> None:
-    found = chunks(png(WIDTH, HEIGHT, BGRX))
-    assert struct.unpack(">IIBBBBB", found[b"IHDR"]) == (WIDTH, HEIGHT, 8, 2, 0, 0, 0)
-    rows = zlib.decompress(found[b"IDAT"])
-    pixels = [BGRX[i : i + 3][::-1] for i in range(0, len(BGRX), 4)]
-    assert rows == b"\0" + b"".join(pixels[:3]) + b"\0" + b"".join(pixels[3:])
+    picture = parse_png(png(WIDTH, HEIGHT, BGRX))
+    assert (picture.width, picture.height) == (WIDTH, HEIGHT)
+    assert picture.rgb == b"".join(BGRX[i : i + 3][::-1] for i in range(0, len(BGRX), 4))
 
 
 def test_a_terminal_picture_has_two_pixels_a_character() -> None:

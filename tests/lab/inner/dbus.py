@@ -21,6 +21,7 @@ from tests.support.dbus_display import Display, DisplayError, Frame, Listener
 from tests.support.qemu import statistics
 from tests.support.qtest import Qtest, wait_until
 from tests.support.virtio_pci import Queue
+from vgpud import ctl
 
 PATIENCE = 60.0
 """Seconds for QEMU to answer: it is emulated here, and its display starts a renderer."""
@@ -93,6 +94,8 @@ class Chain:
     driver: Driver
     display: Display
     listeners: list[Listener]
+    control: str = ""
+    """Where vgpud's control socket is, if it has one."""
 
     @property
     def listener(self) -> Listener:
@@ -106,6 +109,10 @@ class Chain:
 
     def statistics(self) -> dict[str, str]:
         return statistics(self.pair.vgpud)
+
+    def screenshot(self, head: int) -> bytes:
+        """B, G, R, x bytes of what a head shows, by vgpuctl."""
+        return ctl.screenshot(self.control, head)[2]
 
     def blob(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -17,8 +18,11 @@ WHOLE = (0, 0, WIDTH, HEIGHT)
 
 @pytest.fixture(scope="module")
 def machine() -> Iterator[Chain]:
-    with chain(heads=2) as made:
-        yield made
+    with tempfile.TemporaryDirectory() as folder:
+        control = f"{folder}/control"
+        with chain(heads=2, backend_options=["--scanout=dmabuf", f"--control={control}"]) as made:
+            made.control = control
+            yield made
 
 
 @pytest.fixture
@@ -114,6 +118,8 @@ def copied(chain: Chain, rect: gpu.Rect, offset: int, stride: int) -> None:
         wanted[at : at + 4 * part[2]] = other[source : source + 4 * part[2]]
     assert frame.pixels() == bytes(wanted)
     chain.listener.expect("UpdateDMABUF", 8, 4, *part[2:])
+    # vgpuctl reads the guest's memory itself, which QEMU's screendump cannot: all of it is new.
+    assert chain.screenshot(0) == rows(other, width, height, stride, start)
 
 
 def test_crop(started: Chain) -> None:
@@ -149,6 +155,7 @@ def test_two_heads(started: Chain) -> None:
     for head in (0, 1):
         pixels = rows(wide, half, HEIGHT, 4 * WIDTH, 4 * half * head)
         assert started.shown(head).pixels() == pixels
+        assert started.screenshot(head) == pixels
 
 
 def test_page_flips(started: Chain) -> None:
@@ -181,6 +188,7 @@ def test_2d(started: Chain) -> None:
     started.driver.ok(gpu.transfer(1, WHOLE), gpu.flush(1, WHOLE))
     started.driver.settled()
     assert gpu.rgb(frame.pixels()) == gpu.rgb(other)
+    assert gpu.rgb(started.screenshot(0)) == gpu.rgb(other)
     assert started.listener.count("ScanoutDMABUF") == 1
 
 
