@@ -501,7 +501,7 @@ ROWS: Final = (
         "libkrun",
         "sizes that no timing can say",
         "an EDID of the nearest",
-        (f"{DEVICE}/test_edid.py::test_a_head_beyond_the_format_gets_the_largest_mode_there_is",),
+        (f"{DEVICE}/test_edid.py::test_a_size_that_no_head_has_is_cut",),
     ),
     Row(
         85,
