@@ -72,6 +72,18 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="frames a second that the CPU reads from device memory at most (10)",
     )
+    parser.add_argument(
+        "--qmp",
+        metavar="PATH",
+        help="a QEMU monitor of vgpud's own: where the memory of passed-through devices is, if "
+        "QEMU does not send it",
+    )
+    parser.add_argument(
+        "--vfio-from-qemu",
+        action="store_true",
+        help="take the descriptors of those devices from QEMU (pidfd_getfd); else they are handed "
+        "over: vgpuctl vfio add",
+    )
     parser.add_argument("--version", action="version", version=f"vgpud {__version__}")
     return parser
 
@@ -128,6 +140,8 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
         parser.error("--virgl: vgpud has no 3D; start the VM without it (accel3d='no')")
     if options.socket_path is None and options.fd is None and "LISTEN_FDS" not in os.environ:
         parser.error("one of --socket-path=PATH and --fd=N is needed")
+    if options.vfio_from_qemu and options.qmp is None:
+        parser.error("--vfio-from-qemu: --qmp=PATH is needed to know where the devices' memory is")
     return Config(
         socket_path=options.socket_path,
         fd=options.fd,
@@ -139,6 +153,8 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
         log_level=options.log_level,
         max_hostmem=options.max_hostmem,
         device_fps=options.device_fps,
+        qmp=options.qmp,
+        vfio_from_qemu=options.vfio_from_qemu,
     )
 
 

@@ -41,6 +41,11 @@ class Config:
     """Frames a second that the CPU reads from device memory for one head, where its dma-buf cannot
     be shown."""
 
+    qmp: str | None = None
+    """Path of a QEMU monitor of our own; None: VFIO memory is what the memory table has."""
+    vfio_from_qemu: bool = False
+    """Whether VFIO descriptors may be taken from QEMU's process."""
+
     @property
     def dmabuf(self) -> bool:
         """Whether pictures go as dma-bufs. The protocol never says whether QEMU's display takes

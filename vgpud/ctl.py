@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from vgpud import __version__
+from vgpud.errors import HostError
+from vgpud.host.handover import address_of, devices_of, take
 
 
 class Failed(Exception):
@@ -32,6 +34,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"vgpuctl {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("status", help="what it serves, as JSON")
+    vfio = commands.add_parser("vfio", help="the devices that are passed through to the guest")
+    actions = vfio.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions.add_parser("list", help="QEMU's devices, as JSON")
+    add = actions.add_parser("add", help="hand a device's descriptor over")
+    add.add_argument("id", metavar="ID", help="the device's id= in QEMU")
+    source = add.add_mutually_exclusive_group()
+    source.add_argument("--fd", type=int, metavar="N", help="a descriptor that vgpuctl inherited")
+    source.add_argument(
+        "--pid", type=int, metavar="PID", help="take QEMU's; default: the PID that vgpud knows"
+    )
+    remove = actions.add_parser("remove", help="let vgpud close it")
+    remove.add_argument("id", metavar="ID")
     shot = commands.add_parser("screenshot", help="what a head shows, dma-bufs included")
     shot.add_argument("--head", type=int, default=0, metavar="N")
     shot.add_argument("--ansi", action="store_true", help="draw it in this terminal")
@@ -39,14 +53,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def ask(path: str, request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
-    """The answer's fields, and the descriptors that came with it. Raises Failed."""
+def ask(
+    path: str, request: dict[str, Any], fds: Sequence[int] = ()
+) -> tuple[dict[str, Any], list[int]]:
+    """The answer's fields, and the descriptors that came with it; `fds` go with the request. Raises
+    Failed."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.settimeout(10)
             sock.connect(path)
-            sock.sendall(json.dumps(request).encode() + b"\n")
-            line, fds, _, _ = socket.recv_fds(sock, 1 << 16, 1)
+            socket.send_fds(sock, [json.dumps(request).encode() + b"\n"], list(fds))
+            line, came, _, _ = socket.recv_fds(sock, 1 << 16, 1)
             while line and not line.endswith(b"\n"):
                 line += sock.recv(1 << 16)
     except OSError as error:
@@ -56,7 +73,7 @@ def ask(path: str, request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
     answer: dict[str, Any] = json.loads(line)
     if not answer["ok"]:
         raise Failed(answer["error"])
-    return answer, fds
+    return answer, came
 
 
 def png(width: int, height: int, pixels: bytes) -> bytes:
@@ -107,7 +124,42 @@ def screenshot(path: str, head: int) -> tuple[int, int, bytes]:
         os.close(fd)
 
 
+def add_device(path: str, name: str, fd: int | None, pid: int | None) -> None:
+    """Hand a device's descriptor to vgpud: `fd`, or what a process, by default QEMU, has open of
+    it. Raises Failed, HostError."""
+    request = {"command": "vfio-add", "id": name}
+    if fd is not None:
+        ask(path, request, [fd])
+        return
+    listed, _ = ask(path, {"command": "vfio-list"})
+    hosts = {device["id"]: device["host"] for device in listed["devices"]}
+    if name not in hosts:
+        known = ", ".join(sorted(hosts)) or "none with an id="
+        raise Failed(f"QEMU has no vfio-pci device {name}; it has {known}")
+    pid = listed["pid"] if pid is None else pid
+    for found in devices_of(pid):
+        if address_of(found.syspath) == hosts[name]:
+            with take(pid, found.number) as taken:
+                ask(path, request, [taken.fileno()])
+            return
+    raise Failed(f"process {pid} has no descriptor of {hosts[name]}; --pid names another process")
+
+
+def _vfio(options: argparse.Namespace) -> None:
+    if options.action == "add":
+        add_device(options.control, options.id, options.fd, options.pid)
+    elif options.action == "remove":
+        ask(options.control, {"command": "vfio-remove", "id": options.id})
+    else:
+        listed, _ = ask(options.control, {"command": "vfio-list"})
+        del listed["ok"]
+        print(json.dumps(listed, indent=2))
+
+
 def _run(options: argparse.Namespace) -> None:
+    if options.command == "vfio":
+        _vfio(options)
+        return
     if options.command == "status":
         answer, _ = ask(options.control, {"command": "status"})
         del answer["ok"]
@@ -130,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("screenshot: one of OUT.png and --ansi")
     try:
         _run(options)
-    except (Failed, OSError) as error:
+    except (Failed, HostError, OSError) as error:
         print(f"vgpuctl: {error}", file=sys.stderr)
         return 1
     return 0

@@ -19,6 +19,7 @@ from vgpud.host.fd import OwnedFd, memory_file
 from vgpud.host.sockets import bound, inherited, is_listening
 from vgpud.session import Session
 from vgpud.tasks.control import Answer, Command, Refused, control_socket
+from vgpud.tasks.device_source import DeviceSource
 from vgpud.tasks.notify import ServiceManager, passed_fds
 
 WAITING: Final = "waiting for QEMU"
@@ -77,16 +78,22 @@ class Daemon:
         if self._config.control is None:
             yield
             return
-        commands: dict[str, Command] = {"status": self._status, "screenshot": self._screenshot}
+        commands: dict[str, Command] = {
+            "status": self._status,
+            "screenshot": self._screenshot,
+            "vfio-list": self._vfio_list,
+            "vfio-add": self._vfio_add,
+            "vfio-remove": self._vfio_remove,
+        }
         async with control_socket(self._config.control, commands):
             yield
 
-    async def _status(self, request: dict[str, Any]) -> Answer:
+    async def _status(self, request: dict[str, Any], _: OwnedFd | None) -> Answer:
         session = None if self._session is None else self._session.status()
         fields = {"version": __version__, "pid": os.getpid(), "scanout": self._scanout}
         return Answer({**fields, "session": session})
 
-    async def _screenshot(self, request: dict[str, Any]) -> Answer:
+    async def _screenshot(self, request: dict[str, Any], _: OwnedFd | None) -> Answer:
         head = request.get("head", 0)
         if not isinstance(head, int):
             raise Refused('"head" is a number')
@@ -98,6 +105,32 @@ class Daemon:
             raise Refused(f"head {head} shows nothing")
         width, height, rows = shot
         return Answer({"width": width, "height": height}, memory_file(rows))
+
+    async def _vfio_list(self, request: dict[str, Any], _: OwnedFd | None) -> Answer:
+        return Answer(await self._devices().status())
+
+    async def _vfio_add(self, request: dict[str, Any], fd: OwnedFd | None) -> Answer:
+        if fd is None:
+            raise Refused("no descriptor came with the request")
+        try:
+            await self._devices().add(_id(request), fd)
+        except HostError as error:
+            raise Refused(str(error)) from error
+        return Answer({})
+
+    async def _vfio_remove(self, request: dict[str, Any], _: OwnedFd | None) -> Answer:
+        try:
+            await self._devices().remove(_id(request))
+        except HostError as error:
+            raise Refused(str(error)) from error
+        return Answer({})
+
+    def _devices(self) -> DeviceSource:
+        if self._config.qmp is None:
+            raise Refused("vgpud does not ask QEMU for devices: start it with --qmp=PATH")
+        if self._session is None or self._session.devices is None:
+            raise Refused("QEMU is not connected")
+        return self._session.devices
 
     async def _listen(self, sock: socket.socket) -> None:
         """Serve one connection after another. Those that come meanwhile are turned away, so that
@@ -153,6 +186,13 @@ class Daemon:
                     log.info("signal", name=signal.Signals(number).name)
                     scope.cancel()
                     return
+
+
+def _id(request: dict[str, Any]) -> str:
+    name = request.get("id")
+    if not isinstance(name, str):
+        raise Refused('"id" is the id= of a vfio-pci device')
+    return name
 
 
 @contextmanager

@@ -18,15 +18,19 @@ from vgpud.device.resource import Blob, Image
 from vgpud.errors import GuestError, HostError, PeerError, RingBroken
 from vgpud.host.fd import EventFd, OwnedFd, hung_up
 from vgpud.host.guest_memory import DeviceRegion, GuestMemory
+from vgpud.host.handover import peer_pid
 from vgpud.host.surfaces import HostPixelStore
 from vgpud.host.udmabuf import DEVICE, Udmabuf
 from vgpud.host.virtqueue import Virtqueue
+from vgpud.tasks.device_gate import DeviceGate
+from vgpud.tasks.device_source import DeviceSource
 from vgpud.tasks.display import DisplayLink
 from vgpud.tasks.frontend import FrontendLink
 from vgpud.tasks.reader import Reader
-from vgpud.tasks.ring import RingTask, Server
+from vgpud.tasks.ring import Gate, RingTask, Server
 from vgpud.tasks.servers import ControlServer, CursorServer
 from vgpud.tasks.stats import Stats
+from vgpud.tasks.uevent_watch import UeventWatch
 from vgpuwire import Ctrl
 
 CONTROL: Final = 0
@@ -60,8 +64,26 @@ class Session:
             ControlServer(self._device, self._display),
             CursorServer(self._device, self._display),
         )
-        self._rings = [RingTask(n, server, self.stats) for n, server in enumerate(servers)]
+        self.devices = self._device_source(config)
+        gates: list[Gate | None] = [None, None]
+        if self.devices is not None:
+            gates[CONTROL] = DeviceGate(self.devices, self._device, self._store)
+        self._rings = [
+            RingTask(n, server, self.stats, gate)
+            for n, (server, gate) in enumerate(zip(servers, gates, strict=True))
+        ]
+        self._watch = UeventWatch(self._unbound, self._store.retry, self._memory.syspaths)
+        if self.devices is not None or (config.dmabuf and self._udmabuf.absent):
+            self._watch.need()
         self._nursery: trio.Nursery | None = None
+
+    def _device_source(self, config: Config) -> DeviceSource | None:
+        if config.qmp is None:
+            return None
+        pids = [peer_pid(self._sock)]
+        return DeviceSource(
+            config.qmp, self.set_devices, lambda: pids, may_take=config.vfio_from_qemu
+        )
 
     async def run(self) -> None:
         """Serve until QEMU leaves. Raises PeerError where it broke the protocol."""
@@ -71,6 +93,9 @@ class Session:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 nursery.start_soon(self._display.run)
+                nursery.start_soon(self._watch.run)
+                if self.devices is not None:
+                    nursery.start_soon(self.devices.run)
                 try:
                     await self._frontend.run()
                 except PeerError as caught:
@@ -93,6 +118,8 @@ class Session:
         self._device.reset()
         self._memory.clear()
         self._store.set_memory(self._memory.snapshot)
+        if self.devices is not None:
+            self.devices.close()
         self._udmabuf.close()
 
     def has_peer(self) -> bool:
@@ -148,6 +175,13 @@ class Session:
             if dropped:
                 self._move()
             return dropped
+
+    async def _unbound(self, syspath: str) -> None:
+        """A kernel uevent: a device is about to be unbound from VFIO."""
+        if self.devices is not None:
+            await self.devices.drop(syspath)
+        if await self.drop_device(syspath):
+            log.info("vfio-unbound", device=syspath)
 
     async def _perform(self, action: Action) -> int:
         match action:
@@ -249,6 +283,8 @@ class Session:
         for ring in self._rings:
             ring.rebind(self._memory.snapshot)
         self._display.memory_changed()
+        if self._memory.syspaths():
+            self._watch.need()
 
 
 def _socket(fd: OwnedFd) -> socket.socket:

@@ -12,7 +12,7 @@ import trio
 GREETING = {"QMP": {"version": {"qemu": {"major": 11, "minor": 1, "micro": 3}}, "capabilities": []}}
 
 Answers = dict[str, Any]
-"""What each command returns; a callable is called with its arguments; a string is an error."""
+"""What each command returns; a callable is called with its arguments; KeyError is an error."""
 
 
 class Client:
@@ -82,11 +82,13 @@ class FakeQmp:
             self.asked.append(command)
             if self.mute:
                 continue
-            answer = self.answers.get(command, f"The command {command} has not been found")
-            if callable(answer):
-                answer = answer(**message.get("arguments", {}))
-            if isinstance(answer, str):
-                error = {"class": "GenericError", "desc": answer}
+            try:
+                answer = self.answers[command]
+                if callable(answer):
+                    answer = answer(**message.get("arguments", {}))
+            except KeyError as missing:
+                desc = f"The command {missing.args[0]} has not been found"
+                error = {"class": "CommandNotFound", "desc": desc}
                 await client.send({"error": error, "id": message["id"]})
             else:
                 await client.send({"return": answer, "id": message["id"]})

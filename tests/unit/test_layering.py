@@ -26,6 +26,7 @@ SEES: dict[str, set[str]] = {
     "vgpud.session": BELOW | {"vgpud.tasks"},
     "vgpud.daemon": BELOW | {"vgpud.tasks", "vgpud.session"},
     "vgpud.cli": BELOW | {"vgpud.tasks", "vgpud.session", "vgpud.daemon"},
+    "vgpud.ctl": LEAVES | {"vgpud.host"},
     "vgpud.__main__": {"vgpud.cli"},
 }
 AWAITING = {"vgpud.tasks", "vgpud.session", "vgpud.daemon", "vgpud.cli"}

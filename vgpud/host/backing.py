@@ -135,6 +135,10 @@ class HostBacking:
         """Whether dmabuf() answers at once."""
         return (self._exporter.udmabuf is None and not self.slow) or self._dmabuf.settled
 
+    def retry(self) -> None:
+        """A dma-buf that was refused may be had now."""
+        self._dmabuf.retry()
+
     def dmabuf(self, size: int) -> Dmabuf | None:
         """The first `size` bytes, whose number is the same at each call: a blob has one size."""
         if self._exporter.udmabuf is None and not self.slow:

@@ -155,6 +155,11 @@ class LazyDmabuf:
             made.close()
             return self._dmabuf
 
+    def retry(self) -> None:
+        """What refused may have changed: it need not be waited for."""
+        with self._lock:
+            self._refused = 0.0
+
     def drop(self) -> None:
         """What it was made of has changed: it is closed, also where somebody refers to it."""
         with self._lock:

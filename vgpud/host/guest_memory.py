@@ -97,6 +97,11 @@ class GuestMemory:
         devices = tuple(map(_device_region, regions))
         self._commit(self._regions, devices)
 
+    def syspaths(self) -> set[str]:
+        """Of the devices that have regions, where the kernel tells."""
+        devices = (file.device for file in self.snapshot.files)
+        return {one.syspath for one in devices if one is not None and one.syspath}
+
     def drop_device(self, syspath: str) -> bool:
         """A device is being unbound, which waits for every descriptor of it: its regions are as if
         they were not there, and those of the table let go of it. False where there is none."""

@@ -142,6 +142,11 @@ class HostSurface:
         exporter = self._exporter
         return exporter is None or exporter.udmabuf is None or self._dmabuf.settled
 
+    def retry(self) -> None:
+        """A dma-buf that was refused may be had now."""
+        if self._exporter is not None:
+            self._dmabuf.retry()
+
     def dmabuf(self) -> Dmabuf | None:
         """See `Picture.dmabuf`: all of the memfd."""
         if self._exporter is None or self._exporter.udmabuf is None or self._file is None:
@@ -229,6 +234,23 @@ class HostPixelStore:
             raise GuestError(Ctrl.RESP_ERR_OUT_OF_MEMORY, "no memory for a backing") from error
         self._backings.add(backing)
         return backing
+
+    def knows(self, entries: bytes) -> bool:
+        """Whether all of these addresses are in the memory table."""
+        try:
+            _native.Backing(self._memory.native, entries)
+        except ValueError:
+            return False
+        except MemoryError:
+            pass  # resolve() will say so
+        return True
+
+    def retry(self) -> None:
+        """/dev/udmabuf has appeared: refusals are forgotten."""
+        for backing in self._backings:
+            backing.retry()
+        for surface in self._exported:
+            surface.retry()
 
     def set_memory(self, memory: Snapshot) -> None:
         """Move every live backing to another memory table (decision 11). When this returns, no

@@ -74,6 +74,11 @@ class Udmabuf:
     def name(self) -> str:
         return self._device if isinstance(self._device, str) else "the inherited udmabuf"
 
+    @property
+    def absent(self) -> bool:
+        """Whether it is not there yet; a module may be loaded later."""
+        return isinstance(self._device, str) and not os.path.exists(self._device)
+
     def limits(self) -> tuple[int | None, int | None]:
         """(list_limit, size_limit_mb) as they are now: the operator may change them at any time.
         None where the kernel does not tell."""

@@ -3,6 +3,9 @@
 {"command": "status"}                   -> {"ok": true, "version": ..., "session": {...}}
 {"command": "screenshot", "head": 0}    -> {"ok": true, "width": ..., "height": ...} and a memfd
                                            with width * height pixels of B, G, R, x
+{"command": "vfio-list"}                -> {"ok": true, "pid": ..., "devices": [...]}
+{"command": "vfio-add", "id": "..."}    -> {"ok": true}; a VFIO device comes with the request
+{"command": "vfio-remove", "id": "..."} -> {"ok": true}
 anything else                           -> {"ok": false, "error": "..."}
 """
 
@@ -25,6 +28,8 @@ from vgpud.host.sockets import bound
 MAX_LINE: Final = 4096
 """Bytes of a request: far more than any has."""
 
+_INT: Final = struct.Struct("i")
+
 PATIENCE: Final = 10.0
 """Seconds for a request and for taking its answer: a client that hangs holds no descriptor."""
 
@@ -40,8 +45,8 @@ class Answer(NamedTuple):
     fd: OwnedFd | None = None
 
 
-Command = Callable[[dict[str, Any]], Awaitable[Answer]]
-"""Serves a request; raises Refused."""
+Command = Callable[[dict[str, Any], OwnedFd | None], Awaitable[Answer]]
+"""Serves a request, with the descriptor that came with it, which it owns; raises Refused."""
 
 
 @asynccontextmanager
@@ -73,10 +78,10 @@ async def _serve(client: trio.socket.SocketType, commands: dict[str, Command]) -
         try:
             while True:
                 with trio.fail_after(PATIENCE):
-                    line = await _read_line(client)
+                    line, fd = await _read_line(client)
                     if line is None:
                         return
-                    await _answer(client, line, commands)
+                    await _answer(client, line, fd, commands)
         except (OSError, trio.TooSlowError) as error:
             log.debug("control-client", reason=error)
 
@@ -90,20 +95,31 @@ def _allowed(client: trio.socket.SocketType) -> bool:
     return False
 
 
-async def _read_line(client: trio.socket.SocketType) -> bytes | None:
-    line = b""
+async def _read_line(client: trio.socket.SocketType) -> tuple[bytes | None, OwnedFd | None]:
+    """A request and the last descriptor that came with it; None at the end."""
+    line, fd = b"", None
     while not line.endswith(b"\n"):
-        data = await client.recv(MAX_LINE - len(line))
+        data, ancillary, _, _ = await client.recvmsg(
+            MAX_LINE - len(line), socket.CMSG_SPACE(_INT.size), socket.MSG_CMSG_CLOEXEC
+        )
+        for level, kind, payload in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                whole = payload[: len(payload) // _INT.size * _INT.size]
+                for (number,) in _INT.iter_unpack(whole):
+                    fd = OwnedFd(number)  # and the one before is closed
         if not data:
-            return None
+            return None, None
         line += data
         if len(line) == MAX_LINE:
             raise OSError(f"a request of more than {MAX_LINE} bytes")
-    return line
+    return line, fd
 
 
 async def _answer(
-    client: trio.socket.SocketType, line: bytes, commands: dict[str, Command]
+    client: trio.socket.SocketType,
+    line: bytes,
+    came: OwnedFd | None,
+    commands: dict[str, Command],
 ) -> None:
     fd: OwnedFd | None = None
     try:
@@ -111,7 +127,7 @@ async def _answer(
         command = request.get("command") if isinstance(request, dict) else None
         if not isinstance(command, str) or command not in commands:
             raise Refused(f"no such command; there are: {', '.join(sorted(commands))}")
-        fields, fd = await commands[command](request)
+        fields, fd = await commands[command](request, came)
         reply: dict[str, Any] = {"ok": True, **fields}
     except (Refused, ValueError, RecursionError, MemoryError) as error:
         reply = {"ok": False, "error": str(error)}

@@ -75,6 +75,10 @@ class Qmp:
                 await self._wanted.wait()
                 await trio.sleep(RETRY / 20)  # whoever asks: not a busy loop
 
+    @property
+    def connected(self) -> bool:
+        return self._stream is not None
+
     async def execute(self, command: str, **arguments: Any) -> Any:
         """What QEMU returns; an underscore in an argument's name stands for a dash. Waits for a
         connection too: the caller sets the limit. Raises QmpError, QmpDown."""

@@ -49,11 +49,25 @@ class Server(Protocol):
         """Whether an answer depends on other tasks."""
 
 
+class Gate(Protocol):
+    """Holds a ring back while something must be asked before a request is executed. Those behind
+    it wait as well, for a driver counts on their order."""
+
+    def wants(self, request: bytes) -> bool:
+        """Whether ask() is to be awaited before this one."""
+
+    async def ask(self) -> None:
+        """Takes a bounded time. Cancelled, the request is executed all the same."""
+
+
 class RingTask:
     """Serves one virtqueue until it is stopped or broken."""
 
-    def __init__(self, index: int, server: Server, stats: Stats) -> None:
+    def __init__(self, index: int, server: Server, stats: Stats, gate: Gate | None = None) -> None:
         self._index = index
+        self._gate = gate
+        self._held: Element | None = None
+        self._admitted: Element | None = None
         self._call: EventFd | None = None
         self._err: EventFd | None = None
         self._server = server
@@ -101,6 +115,7 @@ class RingTask:
         self._queue, self._kick = queue, kick
         self._scope, self._stopped = trio.CancelScope(), trio.Event()
         self._broken = self._lost = False
+        self._held = self._admitted = None
         self._may_serve()
 
     def enable(self, enabled: bool) -> None:
@@ -118,6 +133,11 @@ class RingTask:
                 while True:
                     if not self._go.is_set():
                         await self._go.wait()
+                    if self._held is not None:
+                        assert self._gate is not None
+                        await self._gate.ask()
+                        self._admitted, self._held = self._held, None
+                        continue  # the ring may rest by now
                     # Once without a kick: those of before the start were discarded by QEMU.
                     if self._serve(queue):
                         await trio.lowlevel.checkpoint()
@@ -142,6 +162,10 @@ class RingTask:
         await self._stopped.wait()
         try:
             self._serving = True
+            for element in (self._held, self._admitted):
+                if element is not None:
+                    self._server.serve(element, self._push)
+            self._held = self._admitted = None
             self._server.stop()
             if not self._broken and not self._lost:
                 self._publish(queue)
@@ -184,7 +208,7 @@ class RingTask:
         arm = False
         while True:
             empty = self._batch(queue, end, arm)
-            if self._broken or time.monotonic() > end:
+            if self._broken or self._held is not None or time.monotonic() > end:
                 return True
             if not empty:
                 arm = False
@@ -199,13 +223,19 @@ class RingTask:
         the end."""
         self._serving = True
         serve, push = self._server.serve, self._push
+        gate = self._gate
         count, empty = 0, False
         try:
             while count < BATCH:
-                element = queue.pop(arm)
+                element, self._admitted = self._admitted, None
                 if element is None:
-                    empty = True
-                    break
+                    element = queue.pop(arm)
+                    if element is None:
+                        empty = True
+                        break
+                    if gate is not None and gate.wants(element.request):
+                        self._held = element
+                        break
                 count += 1
                 serve(element, push)
                 if time.monotonic() > end:
