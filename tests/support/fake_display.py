@@ -76,6 +76,9 @@ class Screen:
             os.close(self.buffer.fd)
             self.buffer = None
 
+    def shown_nothing(self) -> bool:
+        return self.buffer is None and self.pixels is None
+
     def shown(self) -> bytes | None:
         """Width x height pixels, whatever way they came; None while it is off."""
         if self.buffer is not None:

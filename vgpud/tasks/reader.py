@@ -68,7 +68,7 @@ class Reader:
             result = await trio.to_thread.run_sync(_fetch, picture, rect, stop, limiter=self._one)
             nursery.cancel_scope.cancel()
         if isinstance(result, GuestError):
-            raise result
+            raise GuestError(result.code, result.reason)
         return result
 
 
@@ -78,7 +78,8 @@ def _fetch(picture: Picture, rect: Rect, stop: bytearray) -> Rows | GuestError |
     try:
         return picture.fetch(rect, stop)
     except GuestError as error:
-        return error
+        # Without its traceback, whose frames hold mappings of the device.
+        return GuestError(error.code, error.reason)
     except MemoryError:
         return GuestError(Ctrl.RESP_ERR_OUT_OF_MEMORY, "no memory for a copy of device memory")
 

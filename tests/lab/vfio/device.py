@@ -8,6 +8,7 @@ with Device(IVSHMEM) as device:
 from __future__ import annotations
 
 import fcntl
+import gc
 import mmap
 import os
 import struct
@@ -45,6 +46,7 @@ class Device:
 
     def __init__(self, address: str) -> None:
         bind(address)
+        gc.collect()  # mappings in tracebacks of expected errors: they keep the group busy
         self.syspath = str((DEVICES / address).resolve())
         self._maps: dict[int, mmap.mmap] = {}
         with ExitStack() as stack:

@@ -9,7 +9,8 @@ import pytest
 
 from tests.lab.vfio.conftest import Export
 from tests.lab.vfio.device import BAR, SHIFT, Device
-from tests.support.blobs import PAGE, BlobGuest, Dimm, Entries, Frame, blob_machine, pattern
+from tests.lab.vfio.guest import exported, seen, show
+from tests.support.blobs import PAGE, Dimm, Entries, Frame, blob_machine, pattern
 from vgpuwire import Rect
 
 FRAME = Frame(128, 96)
@@ -55,27 +56,6 @@ def merged(entries: Entries, dimm: Dimm) -> list[tuple[int, int]]:
         else:
             found.append((offset, length))
     return found
-
-
-async def show(guest: BlobGuest, number: int, frame: Frame, entries: Entries) -> bytes:
-    data = pattern(frame.size, number)
-    guest.write(entries, data)
-    await guest.create(number, entries, frame.size)
-    await guest.show(number, frame)
-    await guest.vm.flush(number, frame.rect)
-    return data
-
-
-async def exported(guest: BlobGuest) -> None:
-    screen = guest.vm.display.screens[0]
-    await guest.vm.until(lambda: screen.buffer is not None, "QEMU has a dma-buf")
-
-
-async def seen(guest: BlobGuest, head: int = 0) -> bytes:
-    """What `vgpuctl screenshot` is given: B8G8R8X8, tightly packed."""
-    shot = await guest.vm.session.screenshot(head)
-    assert shot is not None
-    return b"".join(shot[2])
 
 
 @pytest.mark.parametrize("entries", ENTRIES, ids=lambda entries: entries.__name__)
