@@ -28,6 +28,7 @@ class Reader:
         self._idle.set()
         self._may_read = trio.Event()
         self._may_read.set()
+        self._pauses = 0
 
     async def read(self, picture: Picture, rect: Rect) -> Rows | None:
         """What `picture.rows(rect)` would return; None where it was stopped half way: the memory
@@ -48,16 +49,17 @@ class Reader:
     @asynccontextmanager
     async def pause(self) -> AsyncIterator[None]:
         """In the block no thread touches device memory, nor does one that ends later hold it."""
-        held = self._may_read.is_set()
-        if held:
+        if self._pauses == 0:
             self._may_read = trio.Event()
+        self._pauses += 1
         try:
             for stop in self._stops:
                 stop[0] = 1
             await self._idle.wait()
             yield
         finally:
-            if held:
+            self._pauses -= 1
+            if self._pauses == 0:
                 self._may_read.set()
 
     async def _read(self, picture: Picture, rect: Rect, stop: bytearray) -> Rows | None:

@@ -1444,3 +1444,212 @@ def test_a_large_buffer_is_made_elsewhere_first() -> None:
     large.settled = True
     assert head.unmade is None
     assert head.next_picture(TERMS) is not None
+
+
+# -- pictures in device memory
+
+
+class Device(FakeSurface):
+    """Reads of it are made elsewhere: rows() would be a read in the event loop."""
+
+    slow = True
+    lost = False
+
+    def rows(self, rect: Rect) -> list[memoryview]:
+        pytest.fail("device memory was read in the event loop")
+
+    def look(self, rect: Rect) -> list[memoryview]:
+        return super().rows(rect)
+
+
+def device_picture(exports: bool = False, seed: int = 1) -> Device:
+    made = Device(40, 30, 1, exports)
+    made.pixels[:] = painted(40, 30, seed).pixels
+    return made
+
+
+def device_head(dmabufs: bool) -> tuple[Head, Screen]:
+    return Head(0, new_canvas if dmabufs else None, new_canvas), Screen()
+
+
+def answer_reads(head: Head) -> int:
+    """Play the thread; how many reads it made."""
+    count = 0
+    while (mirror := head.unread) is not None:
+        read = mirror.begin()
+        assert isinstance(read.picture, Device)
+        head.read(mirror, read.picture.look(read.source))
+        count += 1
+    return count
+
+
+PARTS = [Rect(0, 0, 40, 30), Rect(3, 4, 20, 16)]
+
+
+@pytest.mark.parametrize("dmabufs", [False, True])
+@pytest.mark.parametrize("rect", PARTS, ids=["all of it", "a part"])
+def test_device_memory_is_shown_from_a_copy(dmabufs: bool, rect: Rect) -> None:
+    head, screen = device_head(dmabufs)
+    shown, ticket = device_picture(), Counted()
+    head.show(ShowSurface(0, shown, rect))
+    head.damage(whole_of(rect), ticket)
+    assert drain(head, screen) == 0, "nothing is told before it was read"
+    assert answer_reads(head) == 1
+    drain(head, screen)
+    assert screen.shown() == b"".join(shown.look(rect))
+    assert ticket.times == 1
+    shown.pixels[:] = device_picture(seed=9).pixels
+    head.damage(Rect(2, 2, 5, 5), Counted())
+    drain(head, screen)
+    assert answer_reads(head) == 1
+    drain(head, screen)
+    after = b"".join(shown.look(Rect(rect.x + 2, rect.y + 2, 5, 5)))
+    got = screen.shown()
+    assert got is not None
+    rows = [got[((2 + y) * rect.width + 2) * 4 :][: 5 * 4] for y in range(5)]
+    assert b"".join(rows) == after
+
+
+def whole_of(rect: Rect) -> Rect:
+    return Rect(0, 0, rect.width, rect.height)
+
+
+def test_a_dmabuf_of_device_memory_needs_no_read() -> None:
+    head, screen = device_head(True)
+    shown = device_picture(exports=True)
+    head.show(ShowSurface(0, shown, PARTS[0]))
+    drain(head, screen)
+    assert head.unread is None
+    assert screen.shown() == b"".join(shown.look(PARTS[0]))
+    head.show(ShowSurface(0, shown, PARTS[1]))
+    drain(head, screen)
+    assert answer_reads(head) == 1, "QEMU ignores a dma-buf's x and y"
+    drain(head, screen)
+    assert screen.shown() == b"".join(shown.look(PARTS[1]))
+
+
+@pytest.mark.parametrize("dmabufs", [False, True])
+def test_flips_between_pictures_in_device_memory_use_one_copy(dmabufs: bool) -> None:
+    made: list[FakeSurface] = []
+
+    def make(width: int, height: int) -> FakeSurface:
+        made.append(new_canvas(width, height))
+        return made[-1]
+
+    head, screen = Head(0, make if dmabufs else None, make), Screen()
+    pictures, tickets = [device_picture(seed=seed) for seed in (3, 4)], []
+    for turn in range(6):
+        shown, ticket = pictures[turn % 2], Counted()
+        tickets.append(ticket)
+        head.show(ShowSurface(0, shown, PARTS[0]))
+        head.damage(PARTS[0], ticket)
+        drain(head, screen)
+        if turn % 2:
+            answer_reads(head)
+            drain(head, screen)
+            assert screen.shown() == b"".join(shown.look(PARTS[0]))
+    assert [ticket.times for ticket in tickets] == [1] * 6
+    assert len(made) == 1
+
+
+def test_a_read_for_the_picture_before_is_ignored() -> None:
+    head, screen = device_head(False)
+    old, new = device_picture(seed=5), painted(40, 30, 6)
+    head.show(ShowSurface(0, old, PARTS[0]))
+    drain(head, screen)
+    mirror = head.unread
+    assert mirror is not None
+    read = mirror.begin()
+    head.show(ShowSurface(0, new, PARTS[0]))
+    drain(head, screen)
+    head.read(mirror, old.look(read.source))
+    head.unreadable(mirror)
+    drain(head, screen)
+    assert screen.shown() == bytes(new.pixels)
+
+
+@pytest.mark.parametrize("dmabufs", [False, True])
+def test_device_memory_that_cannot_be_read_is_dark_until_it_can(dmabufs: bool) -> None:
+    head, screen = device_head(dmabufs)
+    shown = device_picture()
+    head.show(ShowSurface(0, shown, PARTS[0]))
+    drain(head, screen)
+    answer_reads(head)
+    drain(head, screen)
+    for _ in range(3):
+        ticket = Counted()
+        head.damage(PARTS[0], ticket)
+        drain(head, screen)
+        mirror = head.unread
+        assert mirror is not None
+        mirror.begin()
+        head.unreadable(mirror)
+        drain(head, screen)
+        assert screen.shown() is None
+        assert ticket.times == 1
+        assert head.unread is None, "not before the guest draws again"
+    head.damage(Rect(0, 0, 1, 1), Counted())
+    drain(head, screen)
+    assert answer_reads(head) == 1
+    drain(head, screen)
+    assert screen.shown() == b"".join(shown.look(PARTS[0]))
+
+
+@pytest.mark.parametrize("dmabufs", [False, True])
+def test_R06_a_new_socket_has_the_copy_and_then_what_is_there_now(dmabufs: bool) -> None:
+    head, screen = device_head(dmabufs)
+    shown = device_picture()
+    head.show(ShowSurface(0, shown, PARTS[0]))
+    drain(head, screen)
+    answer_reads(head)
+    drain(head, screen)
+    head.release()
+    screen.new_socket()
+    head.replay()
+    before = b"".join(shown.look(PARTS[0]))
+    shown.pixels[:] = device_picture(seed=9).pixels
+    drain(head, screen)
+    assert screen.shown() == before
+    assert answer_reads(head) == 1
+    drain(head, screen)
+    assert screen.shown() == b"".join(shown.look(PARTS[0]))
+
+
+def test_R09_another_memory_table_means_another_read() -> None:
+    head, screen = device_head(False)
+    shown, ticket = device_picture(), Counted()
+    head.show(ShowSurface(0, shown, PARTS[0]))
+    drain(head, screen)
+    answer_reads(head)
+    drain(head, screen)
+    head.damage(PARTS[0], ticket)
+    mirror = head.unread
+    assert mirror is not None
+    mirror.begin()
+    head.memory_changed()
+    head.read(mirror, None)
+    drain(head, screen)
+    assert ticket.times == 0
+    assert answer_reads(head) == 1
+    drain(head, screen)
+    assert ticket.times == 1
+    shown.lost = True
+    head.memory_changed()
+    drain(head, screen)
+    assert screen.shown() is None
+    assert head.unread is None
+    shown.lost = False
+    head.memory_changed()
+    drain(head, screen)
+    assert answer_reads(head) == 1
+    drain(head, screen)
+    assert screen.shown() == b"".join(shown.look(PARTS[0]))
+
+
+def test_without_memory_for_a_copy_the_head_is_off() -> None:
+    head, screen = Head(0, None, lambda width, height: None), Screen()
+    ticket = Counted()
+    head.show(ShowSurface(0, device_picture(), PARTS[0]))
+    head.damage(PARTS[0], ticket)
+    assert drain(head, screen) == 0
+    assert (ticket.times, head.unread, screen.shown()) == (1, None, None)
