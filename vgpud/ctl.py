@@ -12,7 +12,7 @@ import struct
 import sys
 import zlib
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from vgpud import __version__
 from vgpud.errors import HostError
@@ -29,12 +29,23 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="vgpuctl", description="Looks into a running vgpud.")
-    parser.add_argument("--control", required=True, metavar="PATH", help="vgpud's --control socket")
+    # Wherever it is, before the command or behind it.
+    where = _Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    where.add_argument("--control", metavar="PATH", help="vgpud's --control socket")
+    parser = _Parser(
+        prog="vgpuctl",
+        description="Looks into a running vgpud.",
+        parents=[where],
+        allow_abbrev=False,
+    )
     parser.add_argument("--version", action="version", version=f"vgpuctl {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("status", help="what it serves, as JSON")
-    vfio = commands.add_parser("vfio", help="the devices that are passed through to the guest")
+
+    def add_command(name: str, about: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=about, parents=[where], allow_abbrev=False)
+
+    add_command("status", "what it serves, as JSON")
+    vfio = add_command("vfio", "the devices that are passed through to the guest")
     actions = vfio.add_subparsers(dest="action", required=True, metavar="ACTION")
     actions.add_parser("list", help="QEMU's devices, as JSON")
     add = actions.add_parser("add", help="hand a device's descriptor over")
@@ -46,11 +57,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     remove = actions.add_parser("remove", help="let vgpud close it")
     remove.add_argument("id", metavar="ID")
-    shot = commands.add_parser("screenshot", help="what a head shows, dma-bufs included")
+    shot = add_command("screenshot", "what a head shows, dma-bufs included")
     shot.add_argument("--head", type=int, default=0, metavar="N")
     shot.add_argument("--ansi", action="store_true", help="draw it in this terminal")
     shot.add_argument("file", nargs="?", metavar="OUT.png")
     return parser
+
+
+PATIENCE: Final = struct.pack("ll", 60, 0)
+"""A struct timeval: for a turn, and for a gigabyte of picture."""
 
 
 def ask(
@@ -60,19 +75,28 @@ def ask(
     Failed."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-            sock.settimeout(10)
+            # Not settimeout(): then connect() would not wait where many ask at once.
+            for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+                sock.setsockopt(socket.SOL_SOCKET, option, PATIENCE)
             sock.connect(path)
             socket.send_fds(sock, [json.dumps(request).encode() + b"\n"], list(fds))
-            line, came, _, _ = socket.recv_fds(sock, 1 << 16, 1)
-            while line and not line.endswith(b"\n"):
-                line += sock.recv(1 << 16)
+            data, came, _, _ = socket.recv_fds(sock, 1 << 16, 1)
+            line = data
+            while data and not line.endswith(b"\n"):
+                data = sock.recv(1 << 16)
+                line += data
     except OSError as error:
         raise Failed(f"{path}: {error}; is vgpud running with --control={path}?") from error
     if not line:
         raise Failed(f"{path}: vgpud did not answer; it serves its own user and root only")
-    answer: dict[str, Any] = json.loads(line)
-    if not answer["ok"]:
-        raise Failed(answer["error"])
+    try:
+        answer = json.loads(line)
+        if not answer["ok"]:
+            raise Failed(answer["error"])
+    except (ValueError, TypeError, KeyError) as error:
+        for fd in came:
+            os.close(fd)
+        raise Failed(f"{path}: that is no answer of vgpud's: {line[:40]!r}") from error
     return answer, came
 
 
@@ -115,13 +139,15 @@ def ansi(width: int, height: int, pixels: bytes, columns: int) -> str:
 def screenshot(path: str, head: int) -> tuple[int, int, bytes]:
     """(width, height, pixels of B, G, R, x). Raises Failed."""
     answer, fds = ask(path, {"command": "screenshot", "head": head})
-    (fd,) = fds
     try:
         width, height = answer["width"], answer["height"]
-        with mmap.mmap(fd, width * height * 4, prot=mmap.PROT_READ) as view:
+        with mmap.mmap(fds[0], width * height * 4, prot=mmap.PROT_READ) as view:
             return width, height, view[:]
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise Failed(f"{path}: that is no picture of vgpud's: {answer}") from error
     finally:
-        os.close(fd)
+        for fd in fds:
+            os.close(fd)
 
 
 def add_device(path: str, name: str, fd: int | None, pid: int | None) -> None:
@@ -167,7 +193,8 @@ def _run(options: argparse.Namespace) -> None:
         return
     width, height, pixels = screenshot(options.control, options.head)
     if options.ansi:
-        sys.stdout.write(ansi(width, height, pixels, shutil.get_terminal_size().columns))
+        text = ansi(width, height, pixels, shutil.get_terminal_size().columns)
+        sys.stdout.buffer.write(text.encode())  # whatever the locale is
         return
     with open(options.file, "wb") as out:
         out.write(png(width, height, pixels))
@@ -178,7 +205,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 failure, 2 usage."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    if options.command == "screenshot" and options.ansi == bool(options.file):
+    if "control" not in options:
+        parser.error("--control=PATH is needed")
+    if options.command == "screenshot" and options.ansi == (options.file is not None):
         parser.error("screenshot: one of OUT.png and --ansi")
     try:
         _run(options)

@@ -15,10 +15,10 @@ import trio
 from vgpud import __version__, log
 from vgpud.config import DEFAULT_UDMABUF, Config
 from vgpud.errors import GuestError, HostError, PeerError
-from vgpud.host.fd import OwnedFd, memory_file
+from vgpud.host.fd import OwnedFd
 from vgpud.host.sockets import bound, inherited, is_listening
 from vgpud.session import Session
-from vgpud.tasks.control import Answer, Command, Refused, control_socket
+from vgpud.tasks.control import Answer, Command, Commands, Refused, control_socket
 from vgpud.tasks.device_source import DeviceSource
 from vgpud.tasks.notify import ServiceManager, passed_fds
 
@@ -85,7 +85,8 @@ class Daemon:
             "vfio-add": self._vfio_add,
             "vfio-remove": self._vfio_remove,
         }
-        async with control_socket(self._config.control, commands):
+        costly = frozenset({"screenshot"})
+        async with control_socket(self._config.control, Commands(commands, costly)):
             yield
 
     async def _status(self, request: dict[str, Any], _: OwnedFd | None) -> Answer:
@@ -95,7 +96,7 @@ class Daemon:
 
     async def _screenshot(self, request: dict[str, Any], _: OwnedFd | None) -> Answer:
         head = request.get("head", 0)
-        if not isinstance(head, int):
+        if type(head) is not int:
             raise Refused('"head" is a number')
         try:
             shot = None if self._session is None else await self._session.screenshot(head)
@@ -103,8 +104,8 @@ class Daemon:
             raise Refused(f"head {head}: {error}") from error
         if shot is None:
             raise Refused(f"head {head} shows nothing")
-        width, height, rows = shot
-        return Answer({"width": width, "height": height}, memory_file(rows))
+        width, height, file = shot
+        return Answer({"width": width, "height": height}, file)
 
     async def _vfio_list(self, request: dict[str, Any], _: OwnedFd | None) -> Answer:
         return Answer(await self._devices().status())

@@ -14,9 +14,10 @@ from vgpud.backend.state import VhostUserBackend
 from vgpud.config import Config
 from vgpud.device.gpu import FEATURES, GpuDevice
 from vgpud.device.outputs import DEFAULT_SIZES
+from vgpud.device.pixels import Picture
 from vgpud.device.resource import Blob, Image
 from vgpud.errors import GuestError, HostError, PeerError, RingBroken
-from vgpud.host.fd import EventFd, OwnedFd, hung_up
+from vgpud.host.fd import EventFd, OwnedFd, append, hung_up, memory_file
 from vgpud.host.guest_memory import DeviceRegion, GuestMemory
 from vgpud.host.handover import peer_pid
 from vgpud.host.surfaces import HostPixelStore
@@ -31,11 +32,14 @@ from vgpud.tasks.ring import Gate, RingTask, Server
 from vgpud.tasks.servers import ControlServer, CursorServer
 from vgpud.tasks.stats import Stats
 from vgpud.tasks.uevent_watch import UeventWatch
-from vgpuwire import Ctrl
+from vgpuwire import Ctrl, Rect
 
 CONTROL: Final = 0
 REFUSED: Final = 1
 NOT_SHARED: Final = "guest memory is private to QEMU: set share=on on its memory-backend"
+
+BAND: Final = 1 << 20
+"""Bytes of a screenshot that are copied at a time: a fraction of a millisecond."""
 
 Action = actions.Action[OwnedFd]
 
@@ -145,18 +149,32 @@ class Session:
             **self.stats.fields(),
         }
 
-    async def screenshot(self, head: int) -> tuple[int, int, list[memoryview]] | None:
-        """(width, height, rows of B8G8R8X8) of what a head shows; None while it is off. Raises
-        GuestError where the guest's memory vanished. Device memory is read in a thread."""
+    async def screenshot(self, head: int) -> tuple[int, int, OwnedFd] | None:
+        """(width, height, a memfd with its rows of B8G8R8X8) of what a head shows; None while it
+        is off. Raises GuestError where the guest's memory vanished, OSError where the host has
+        none for it."""
         heads = self._display.heads()
         shown = heads[head].shown if head in heads else None
         if shown is None:
             return None
         picture, rect = shown
-        rows = await self._reader.read(picture, rect) if picture.slow else picture.rows(rect)
+        file = memory_file()
+        rows = max(1, BAND // (4 * rect.width))
+        for y in range(0, rect.height, rows):
+            band = Rect(rect.x, rect.y + y, rect.width, min(rows, rect.height - y))
+            append(file, await self._band(picture, band))
+            # A guest may show a gigabyte; nobody shall wait for all of it.
+            await trio.lowlevel.checkpoint()
+        return rect.width, rect.height, file
+
+    async def _band(self, picture: Picture, band: Rect) -> list[memoryview]:
+        """Device memory is read in a thread."""
+        if not picture.slow:
+            return picture.rows(band)
+        rows = await self._reader.read(picture, band)
         if rows is None:
             raise GuestError(Ctrl.RESP_ERR_UNSPEC, "its memory was moved meanwhile: try again")
-        return rect.width, rect.height, rows
+        return rows
 
     async def set_devices(self, regions: Iterable[DeviceRegion]) -> None:
         """The BARs that QEMU's memory table does not have, instead of those of before. When this

@@ -66,6 +66,7 @@ def test_a_linux_guest_shows_blobs(image: GuestImage, tmp_path: Path) -> None:
                 assert refused.stderr == b"vgpuctl: head 2 shows nothing\n"
                 session = json.loads(vgpuctl(control, "status").stdout)["session"]
                 assert session["blobs"] > 0
+                assert session["frames"] > 4
                 assert session["pixel_bytes"] == 0  # nobody to send them to
                 vm.qmp.execute("system_reset")
             vm.quit()

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 import pytest
 
 from tests.support.png import parse_png
-from vgpud.ctl import ansi, main, png
+from vgpud.ctl import Failed, ansi, ask, main, png, screenshot
 
 WIDTH, HEIGHT = 3, 2
 BGRX = b"".join(bytes((b, b + 1, b + 2, 0xEE)) for b in range(0, 18, 3))
@@ -33,6 +39,8 @@ def test_a_terminal_picture_has_two_pixels_a_character() -> None:
         ["--control=x"],
         ["--control=x", "screenshot"],
         ["--control=x", "screenshot", "--ansi", "out.png"],
+        ["--control=x", "screenshot", "--ansi", ""],
+        ["--cont=x", "status"],
         ["--control=x", "screenshot", "--head=a", "out.png"],
     ],
 )
@@ -40,3 +48,46 @@ def test_usage(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
+
+
+@pytest.mark.parametrize("arguments", [["--control=@", "status"], ["status", "--control=@"]])
+def test_the_path_may_stand_anywhere(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(tmp_path / "nothing")
+    assert main([one.replace("@", path) for one in arguments]) == 1
+    assert f"{path}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "said",
+    [b"", b'{"ok": true, "vers', b"RFB 003.008\n", b"[]\n", b"{}\n", b"7\n", b"\xff\n"],
+)
+def test_a_peer_that_is_no_vgpud(said: bytes, tmp_path: Path) -> None:
+    with peer(tmp_path / "peer", said) as path, pytest.raises(Failed, match="answer"):
+        ask(path, {"command": "status"})
+
+
+@pytest.mark.parametrize("said", [b'{"ok": true}\n', b'{"ok": true, "width": 1, "height": 1}\n'])
+def test_an_answer_that_is_no_picture(said: bytes, tmp_path: Path) -> None:
+    with peer(tmp_path / "peer", said) as path, pytest.raises(Failed, match="no picture"):
+        screenshot(path, 0)
+
+
+@contextmanager
+def peer(path: Path, said: bytes) -> Iterator[str]:
+    """Something that listens, reads a line, says this and goes."""
+
+    def serve() -> None:
+        client, _ = listener.accept()
+        with client:
+            client.recv(4096)
+            client.sendall(said)
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield str(path)
+        thread.join()

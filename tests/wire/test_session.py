@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import trio
 import trio.testing
@@ -214,3 +216,30 @@ async def test_a_display_that_reads_nothing_stops_neither_qemu_nor_the_pointer()
         await vm.reap(4)
         await vm.stop()  # with everything parked
         vm.display.paused.set()
+
+
+async def test_a_screenshot_is_taken_in_turns_with_all_else() -> None:
+    """A guest may show a gigabyte, while QEMU waits for an answer with its big lock held."""
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    width, height = 1024, 2048
+    async with machine(ram_size=32 << 20) as vm:
+        await vm.boot()
+        pixels = bytes(range(256)) * (width * height * 4 // 256)
+        await vm.picture(width, height, pixels)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(count)
+            await trio.lowlevel.checkpoint()
+            before = turns
+            shot = await vm.session.screenshot(0)
+            assert turns - before >= 8, "a turn for each MiB"
+            nursery.cancel_scope.cancel()
+        assert shot is not None
+        assert shot[:2] == (width, height)
+        assert os.pread(shot[2].fileno(), len(pixels) + 1, 0) == pixels

@@ -10,7 +10,7 @@ import socket
 import termios
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Self
+from typing import Protocol, Self
 
 from vgpud.errors import PeerError
 
@@ -88,7 +88,11 @@ def hung_up(sock: socket.socket) -> bool:
     return any(event & select.POLLHUP for _, event in poll.poll(0))
 
 
-def unread(sock: socket.socket) -> bool:
+class HasFileno(Protocol):
+    def fileno(self) -> int: ...
+
+
+def unread(sock: HasFileno) -> bool:
     """Whether the other end of a UNIX socket has not read everything (SIOCOUTQ); False once
     either end is closed."""
     if sock.fileno() < 0:
@@ -98,9 +102,12 @@ def unread(sock: socket.socket) -> bool:
     return waiting[0] > 0
 
 
-def memory_file(pieces: Iterable[memoryview]) -> OwnedFd:
-    """A memfd with these bytes. Raises OSError."""
-    fd = OwnedFd(os.memfd_create("vgpud", os.MFD_CLOEXEC))
-    with open(fd.fileno(), "wb", closefd=False) as out:
+def memory_file() -> OwnedFd:
+    """An empty memfd. Raises OSError."""
+    return OwnedFd(os.memfd_create("vgpud", os.MFD_CLOEXEC))
+
+
+def append(file: OwnedFd, pieces: Iterable[memoryview]) -> None:
+    """Write all of them to a file. Raises OSError."""
+    with open(file.fileno(), "wb", closefd=False) as out:
         out.writelines(pieces)
-    return fd

@@ -90,7 +90,7 @@ def _bind(path: str, mode: int) -> tuple[socket.socket, tuple[int, int] | None]:
     try:
         os.umask(mask | ~mode & 0o777)
         sock.bind(path)
-        sock.listen(8)
+        sock.listen(64)
     except OSError as error:
         sock.close()
         if error.errno == errno.EADDRINUSE:

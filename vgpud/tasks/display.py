@@ -91,6 +91,8 @@ class DisplayLink:
                 assert isinstance(message, CursorImage)
                 head.pointer.set_image(message)
         if not damage or self._socket is None or not self._socket.speaking:
+            if damage and not self._had_socket:  # a QEMU without a display: nothing to wait for
+                self._stats.flushed(0.0)
             return Ticket(0, self._stats)
         ticket = Ticket(len(damage), self._stats)
         for scanout_id, rect in damage:
