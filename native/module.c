@@ -94,6 +94,8 @@ static PyMethodDef module_methods[] = {
 	{"vfio_get_dma_buf", (PyCFunction)(void (*)(void))vfio_get_dma_buf,
 	 METH_VARARGS | METH_KEYWORDS},
 	{"pidfd_getfd", (PyCFunction)(void (*)(void))take_fd, METH_VARARGS | METH_KEYWORDS},
+	{"landlock_restrict", (PyCFunction)(void (*)(void))landlock_restrict,
+	 METH_VARARGS | METH_KEYWORDS},
 	{"file_system", (PyCFunction)(void (*)(void))file_system, METH_VARARGS | METH_KEYWORDS},
 	{NULL},
 };

@@ -199,6 +199,7 @@ PyObject *transfer(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *copy_out(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *gather(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *backing_runs(PyObject *backing, PyObject *args, PyObject *kwargs);
+PyObject *landlock_restrict(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *udmabuf_create(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *vfio_device_info(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *vfio_region_info(PyObject *module, PyObject *args, PyObject *kwargs);

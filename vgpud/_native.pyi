@@ -237,6 +237,14 @@ def gather(surface: Buffer, stride: int, x: int, y: int, width: int, height: int
     row. The surface is memory that cannot fault. The GIL is released above 64 KiB. Raises
     ValueError where the rectangle is not inside."""
 
+def landlock_restrict(readable: Buffer, removable: Buffer) -> int:
+    """Take the file system, TCP, and abstract sockets and signals of other programs away from the
+    calling thread and those that it starts, for good, as far as the kernel's Landlock knows them
+    (landlock(7)); returns its ABI. Descriptors that are open keep working. Two arrays
+    of ints, open folders: below `readable` files may still be opened to be read, below
+    `removable` they may be removed. Sets no_new_privs. Raises OSError:
+    ENOSYS or EOPNOTSUPP where the kernel has no Landlock."""
+
 def udmabuf_create(device: int, runs: Buffer, fds: Buffer) -> int:
     """UDMABUF_CREATE_LIST on /dev/udmabuf: the descriptor of a new dma-buf, close-on-exec.
 

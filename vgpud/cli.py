@@ -56,6 +56,13 @@ def _parser() -> argparse.ArgumentParser:
         help="the heads where QEMU has no display of its own (vhost-user-test-device)",
     )
     parser.add_argument("--control", metavar="PATH", help="a socket for vgpuctl, same user only")
+    parser.add_argument(
+        "--sandbox",
+        choices=("on", "kill", "off"),
+        default="on",
+        help="after the start: system calls that are not needed fail, or end the program, or work",
+    )
+    parser.add_argument("--no-sandbox", dest="sandbox", action="store_const", const="off")
     parser.add_argument("--virgl", action="store_true", help="refused: there is no 3D")
     parser.add_argument("--log-level", choices=log.LEVELS, default="info")
     parser.add_argument(
@@ -150,6 +157,7 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
         udmabuf=options.udmabuf,
         outputs=options.outputs,
         control=options.control,
+        sandbox=options.sandbox,
         log_level=options.log_level,
         max_hostmem=options.max_hostmem,
         device_fps=options.device_fps,

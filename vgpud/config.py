@@ -33,6 +33,8 @@ class Config:
     the usual size."""
     control: str | None = None
     """Path of the control socket; None: there is none."""
+    sandbox: str = "on"
+    """"on", "kill" or "off" (host/sandbox.py)."""
     log_level: str = "info"
     max_hostmem: int = DEFAULT_HOSTMEM
     """Bytes of 2D resources that a guest may have; the sum stays below it."""

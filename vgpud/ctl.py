@@ -7,20 +7,19 @@ import json
 import mmap
 import os
 import shutil
-import socket
 import struct
 import sys
 import zlib
 from collections.abc import Sequence
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
 from vgpud import __version__
 from vgpud.errors import HostError
 from vgpud.host.handover import address_of, devices_of, take
+from vgpud.inspect import doctor, metrics, top, tracing
+from vgpud.inspect.client import Daemon, Failed, ask, folders, resolve, running
 
-
-class Failed(Exception):
-    """What to tell the user; exit status 1."""
+WHICH: Final = "the virtual machine, or vgpud's --control socket; default: the only one there is"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -31,7 +30,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     # Wherever it is, before the command or behind it.
     where = _Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    where.add_argument("--control", metavar="PATH", help="vgpud's --control socket")
+    where.add_argument("--control", metavar="NAME|PATH", help=WHICH)
     parser = _Parser(
         prog="vgpuctl",
         description="Looks into a running vgpud.",
@@ -45,6 +44,21 @@ def _parser() -> argparse.ArgumentParser:
         return commands.add_parser(name, help=about, parents=[where], allow_abbrev=False)
 
     add_command("status", "what it serves, as JSON")
+    add_command("list", "who runs")
+    top = add_command("top", "all of them, live")
+    top.add_argument("--interval", type=float, default=1.0, metavar="SECONDS")
+    top.add_argument("--once", action="store_true", help="one screen, after one interval")
+    add_command("metrics", "all of them, as Prometheus' text")
+    trace = add_command("trace", "what the guest asks, live")
+    trace.add_argument("commands", nargs="*", metavar="COMMAND", help="e.g. RESOURCE_FLUSH")
+    trace.add_argument("--resource", type=int, metavar="ID")
+    trace.add_argument("--errors", action="store_true", help="only what was refused")
+    trace.add_argument(
+        "--slower", type=float, default=0, metavar="MS", help="only what took longer"
+    )
+    trace.add_argument("--json", action="store_true", help="an object a line")
+    doctor = add_command("doctor", "looks at this host, and says what to change")
+    doctor.add_argument("--user", metavar="NAME", help="whom vgpud runs as; default: you")
     vfio = add_command("vfio", "the devices that are passed through to the guest")
     actions = vfio.add_subparsers(dest="action", required=True, metavar="ACTION")
     actions.add_parser("list", help="QEMU's devices, as JSON")
@@ -62,42 +76,6 @@ def _parser() -> argparse.ArgumentParser:
     shot.add_argument("--ansi", action="store_true", help="draw it in this terminal")
     shot.add_argument("file", nargs="?", metavar="OUT.png")
     return parser
-
-
-PATIENCE: Final = struct.pack("ll", 60, 0)
-"""A struct timeval: for a turn, and for a gigabyte of picture."""
-
-
-def ask(
-    path: str, request: dict[str, Any], fds: Sequence[int] = ()
-) -> tuple[dict[str, Any], list[int]]:
-    """The answer's fields, and the descriptors that came with it; `fds` go with the request. Raises
-    Failed."""
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-            # Not settimeout(): then connect() would not wait where many ask at once.
-            for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-                sock.setsockopt(socket.SOL_SOCKET, option, PATIENCE)
-            sock.connect(path)
-            socket.send_fds(sock, [json.dumps(request).encode() + b"\n"], list(fds))
-            data, came, _, _ = socket.recv_fds(sock, 1 << 16, 1)
-            line = data
-            while data and not line.endswith(b"\n"):
-                data = sock.recv(1 << 16)
-                line += data
-    except OSError as error:
-        raise Failed(f"{path}: {error}; is vgpud running with --control={path}?") from error
-    if not line:
-        raise Failed(f"{path}: vgpud did not answer; it serves its own user and root only")
-    try:
-        answer = json.loads(line)
-        if not answer["ok"]:
-            raise Failed(answer["error"])
-    except (ValueError, TypeError, KeyError) as error:
-        for fd in came:
-            os.close(fd)
-        raise Failed(f"{path}: that is no answer of vgpud's: {line[:40]!r}") from error
-    return answer, came
 
 
 def png(width: int, height: int, pixels: bytes) -> bytes:
@@ -182,7 +160,63 @@ def _vfio(options: argparse.Namespace) -> None:
         print(json.dumps(listed, indent=2))
 
 
+def _top(options: argparse.Namespace) -> None:
+    for screen in top.watch(lambda: _meant(options), options.interval):
+        if options.once:
+            print("\n".join(screen))
+            return
+        sys.stdout.write("\x1b[H\x1b[J" + "\n".join(screen) + "\n")
+        sys.stdout.flush()
+
+
+def _trace(options: argparse.Namespace) -> None:
+    wanted = {
+        "commands": [name.upper().removeprefix("CMD_") for name in options.commands],
+        "resource": options.resource,
+        "errors": options.errors,
+        "slower": options.slower,
+    }
+    lines = tracing.opened(resolve(options.control, folders()), wanted)
+    for text in map(json.dumps, lines) if options.json else tracing.texts(lines):
+        print(text, flush=True)
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    found = doctor.examine(doctor.System(), options.user)
+    print("\n".join(doctor.text(found, sys.stdout.isatty())))
+    if any(one.state == "bad" for one in found):
+        raise Failed("something above needs your hand")
+
+
+def _meant(options: argparse.Namespace) -> list[Daemon]:
+    """For commands about all: one if it was named."""
+    if options.control is not None:
+        return [resolve(options.control, folders())]
+    return running(folders())
+
+
+def _run_for_all(options: argparse.Namespace) -> bool:
+    """Commands that need not be told which daemon; False where it is another one."""
+    match options.command:
+        case "list":
+            print("\n".join(top.listing(_meant(options))))
+        case "top":
+            _top(options)
+        case "metrics":
+            sys.stdout.write(metrics.text(top.samples(_meant(options))))
+        case "doctor":
+            _doctor(options)
+        case "trace":
+            _trace(options)
+        case _:
+            return False
+    return True
+
+
 def _run(options: argparse.Namespace) -> None:
+    if _run_for_all(options):
+        return
+    options.control = resolve(options.control, folders()).path
     if options.command == "vfio":
         _vfio(options)
         return
@@ -205,8 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 failure, 2 usage."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    if "control" not in options:
-        parser.error("--control=PATH is needed")
+    options.control = getattr(options, "control", None)
     if options.command == "screenshot" and options.ansi == (options.file is not None):
         parser.error("screenshot: one of OUT.png and --ansi")
     try:
@@ -214,6 +247,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Failed, HostError, OSError) as error:
         print(f"vgpuctl: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # how top and trace end
+        return 0
     return 0
 
 

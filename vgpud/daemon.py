@@ -14,13 +14,16 @@ import trio
 
 from vgpud import __version__, log
 from vgpud.config import DEFAULT_UDMABUF, Config
+from vgpud.confine import confine
 from vgpud.errors import GuestError, HostError, PeerError
 from vgpud.host.fd import OwnedFd
 from vgpud.host.sockets import bound, inherited, is_listening
+from vgpud.host.udmabuf import Device, opened
 from vgpud.session import Session
 from vgpud.tasks.control import Answer, Command, Commands, Refused, control_socket
 from vgpud.tasks.device_source import DeviceSource
 from vgpud.tasks.notify import ServiceManager, passed_fds
+from vgpud.tasks.trace import Filter
 
 WAITING: Final = "waiting for QEMU"
 
@@ -36,7 +39,7 @@ class Daemon:
         self._session: Session | None = None
         self._idle = trio.Event()
         self._idle.set()
-        self._udmabuf = _udmabuf(config.udmabuf)
+        self._udmabuf = _udmabuf(config)
         self._manager = ServiceManager()
         self._frames = 0
         self._scanout = "dmabuf" if config.dmabuf else "shm"
@@ -52,6 +55,7 @@ class Daemon:
             nursery.start_soon(self._manager.run, self._say)
             async with self._control():
                 with _open(self._config) as (sock, listening):
+                    confine(self._config)
                     log.info("ready", version=__version__, pid=os.getpid(), scanout=self._scanout)
                     self._manager.tell("READY=1", *self._manager.status(WAITING))
                     if listening:
@@ -84,6 +88,7 @@ class Daemon:
             "vfio-list": self._vfio_list,
             "vfio-add": self._vfio_add,
             "vfio-remove": self._vfio_remove,
+            "trace": self._trace,
         }
         costly = frozenset({"screenshot"})
         async with control_socket(self._config.control, Commands(commands, costly)):
@@ -132,6 +137,14 @@ class Daemon:
         if self._session is None or self._session.devices is None:
             raise Refused("QEMU is not connected")
         return self._session.devices
+
+    async def _trace(self, request: dict[str, Any], _: OwnedFd | None) -> Answer:
+        if self._session is None:
+            raise Refused("no QEMU is connected: there is nothing to trace")
+        try:
+            return Answer({}, self._session.trace(Filter.of(request)))
+        except (OSError, TypeError, ValueError) as error:
+            raise Refused(f"trace: {error}") from error
 
     async def _listen(self, sock: socket.socket) -> None:
         """Serve one connection after another. Those that come meanwhile are turned away, so that
@@ -214,17 +227,16 @@ def _open(config: Config) -> Iterator[tuple[socket.socket, bool]]:
         yield sock, is_listening(sock)
 
 
-def _udmabuf(option: str) -> OwnedFd | str:
-    """The device, or what a launcher opened of it: then the daemon needs no right to open it.
-
-    Raises HostError for a descriptor that is not open.
-    """
+def _udmabuf(config: Config) -> Device:
+    """The device: what a launcher opened of it, or its path; opened now if it will be needed and
+    the sandbox closes. Raises HostError for a descriptor that is not open."""
+    option = config.udmabuf
     if option == DEFAULT_UDMABUF:
         for name, number in passed_fds():
             if name == UDMABUF:
                 option = f"fd={number}"
     if not option.startswith("fd="):
-        return option
+        return opened(option) if config.dmabuf and config.sandbox != "off" else option
     try:
         fd = int(option.removeprefix("fd="))
         os.set_inheritable(fd, False)

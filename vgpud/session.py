@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Iterable
 from typing import Final
@@ -15,13 +16,13 @@ from vgpud.config import Config
 from vgpud.device.gpu import FEATURES, GpuDevice
 from vgpud.device.outputs import DEFAULT_SIZES
 from vgpud.device.pixels import Picture
-from vgpud.device.resource import Blob, Image
+from vgpud.device.resource import MAX_ALL_ENTRIES, MAX_RESOURCES, Blob, Image
 from vgpud.errors import GuestError, HostError, PeerError, RingBroken
 from vgpud.host.fd import EventFd, OwnedFd, append, hung_up, memory_file
 from vgpud.host.guest_memory import DeviceRegion, GuestMemory
 from vgpud.host.handover import peer_pid
 from vgpud.host.surfaces import HostPixelStore
-from vgpud.host.udmabuf import DEVICE, Udmabuf
+from vgpud.host.udmabuf import DEVICE, Device, Udmabuf
 from vgpud.host.virtqueue import Virtqueue
 from vgpud.tasks.device_gate import DeviceGate
 from vgpud.tasks.device_source import DeviceSource
@@ -31,9 +32,11 @@ from vgpud.tasks.reader import Reader
 from vgpud.tasks.ring import Gate, RingTask, Server
 from vgpud.tasks.servers import ControlServer, CursorServer
 from vgpud.tasks.stats import Stats
+from vgpud.tasks.trace import MAX_TRACES, Filter, Trace, Traced
 from vgpud.tasks.uevent_watch import UeventWatch
 from vgpuwire import Ctrl, Rect
 
+RINGS: Final = ("control", "cursor")
 CONTROL: Final = 0
 REFUSED: Final = 1
 NOT_SHARED: Final = "guest memory is private to QEMU: set share=on on its memory-backend"
@@ -47,9 +50,7 @@ Action = actions.Action[OwnedFd]
 class Session:
     """Everything of one connection; a reconnect makes a new one."""
 
-    def __init__(
-        self, sock: socket.socket, config: Config, udmabuf: OwnedFd | str = DEVICE
-    ) -> None:
+    def __init__(self, sock: socket.socket, config: Config, udmabuf: Device = DEVICE) -> None:
         self.stats = Stats()
         self._sock = sock
         self._memory = GuestMemory()
@@ -64,17 +65,17 @@ class Session:
         )
         self._backend = VhostUserBackend(int(FEATURES), num_scanouts=len(sizes))
         self._frontend = FrontendLink(sock, self._backend, self._perform)
-        servers: tuple[Server, ...] = (
+        self._traces: list[Trace] = []
+        self._servers: list[Server] = [
             ControlServer(self._device, self._display),
             CursorServer(self._device, self._display),
-        )
+        ]
         self.devices = self._device_source(config)
         gates: list[Gate | None] = [None, None]
         if self.devices is not None:
             gates[CONTROL] = DeviceGate(self.devices, self._device, self._store)
         self._rings = [
-            RingTask(n, server, self.stats, gate)
-            for n, (server, gate) in enumerate(zip(servers, gates, strict=True))
+            RingTask(n, server, self.stats, gates[n]) for n, server in enumerate(self._servers)
         ]
         self._watch = UeventWatch(self._unbound, self._store.retry, self._memory.syspaths)
         if self.devices is not None or (config.dmabuf and self._udmabuf.absent):
@@ -116,6 +117,8 @@ class Session:
         """The main connection first: QEMU must not find a GPU socket closed while it lives
         (qemu-frontend, trap 10)."""
         self._sock.close()
+        for trace in self._traces:
+            trace.close()
         for ring in self._rings:
             ring.close()
         self._display.close()
@@ -145,9 +148,41 @@ class Session:
             "heads": {n: {"size": size, "way": way} for n, size, way in self.heads()},
             "images": sum(isinstance(r, Image) for r in resources),
             "blobs": sum(isinstance(r, Blob) for r in resources),
+            "quotas": self._quotas(),
             "guest_errors": {hex(code): n for code, n in self._device.guest_errors.items()},
             **self.stats.fields(),
         }
+
+    def _quotas(self) -> dict[str, tuple[int, int]]:
+        """What the guest has, and may have."""
+        table, quota = self._device.resources, self._udmabuf.quota
+        dmabufs, pinned, _ = quota.limits
+        return {
+            "hostmem_bytes": (table.budget.used, table.budget.limit),
+            "resources": (len(table), MAX_RESOURCES),
+            "entries": (table.entries, MAX_ALL_ENTRIES),
+            "dmabufs": (quota.dmabufs, dmabufs),
+            "pinned_bytes": (quota.size, pinned),
+        }
+
+    def trace(self, wanted: Filter) -> OwnedFd:
+        """The end of a pipe that tells of every command from now on. Raises OSError."""
+        self._traces = [one for one in self._traces if not one.over]
+        if len(self._traces) >= MAX_TRACES:
+            raise OSError(errno.EMFILE, f"{MAX_TRACES} traces are running")
+        trace = Trace(wanted)
+        self._traces.append(trace)
+        self._listen()
+        return OwnedFd(trace.reader.steal())
+
+    def _listen(self) -> None:
+        """The rings' servers, with those who listen to them."""
+        self._traces = [one for one in self._traces if not one.over]
+        for name, ring, server in zip(RINGS, self._rings, self._servers, strict=True):
+            listened: Server = server
+            for trace in self._traces:
+                listened = Traced(listened, name, trace, self._listen)
+            ring.server = listened
 
     async def screenshot(self, head: int) -> tuple[int, int, OwnedFd] | None:
         """(width, height, a memfd with its rows of B8G8R8X8) of what a head shows; None while it

@@ -22,7 +22,7 @@ from tests.support.qmp import Qmp, QmpError
 
 # Seconds for any one thing to happen. TCG on a busy machine with two cores is slow, a hang is not.
 PATIENCE = 60.0
-VGPUD = (sys.executable, "-m", "vgpud")
+VGPUD = (sys.executable, "-m", "vgpud", "--sandbox=kill")
 
 
 class MachineError(Exception):

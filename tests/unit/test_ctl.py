@@ -35,7 +35,7 @@ def test_a_terminal_picture_has_two_pixels_a_character() -> None:
     "arguments",
     [
         [],
-        ["status"],
+        ["--control"],
         ["--control=x"],
         ["--control=x", "screenshot"],
         ["--control=x", "screenshot", "--ansi", "out.png"],

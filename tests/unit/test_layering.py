@@ -24,9 +24,11 @@ SEES: dict[str, set[str]] = {
     "vgpud.host": LEAVES | {"vgpuwire", "vgpud._native"},
     "vgpud.tasks": BELOW,
     "vgpud.session": BELOW | {"vgpud.tasks"},
-    "vgpud.daemon": BELOW | {"vgpud.tasks", "vgpud.session"},
+    "vgpud.confine": LEAVES | {"vgpud.host"},
+    "vgpud.daemon": BELOW | {"vgpud.tasks", "vgpud.session", "vgpud.confine"},
+    "vgpud.inspect": {"vgpud"},
     "vgpud.cli": BELOW | {"vgpud.tasks", "vgpud.session", "vgpud.daemon"},
-    "vgpud.ctl": LEAVES | {"vgpud.host"},
+    "vgpud.ctl": LEAVES | {"vgpud.host", "vgpud.inspect"},
     "vgpud.__main__": {"vgpud.cli"},
 }
 AWAITING = {"vgpud.tasks", "vgpud.session", "vgpud.daemon", "vgpud.cli"}
@@ -34,6 +36,8 @@ ONLY_IN = {
     "construct": {"vgpuwire"},
     "ioctl_opt": {"vgpuwire"},
     "pyroute2": {"vgpud.host"},
+    "pyseccomp": {"vgpud.host"},
+    "seccomp": {"vgpud.host"},
     "trio": AWAITING,
     "protocol": set(),  # a second copy of every class: import vgpuwire
     # No I/O, no threads and no clock where things are decided.

@@ -17,7 +17,7 @@ import pytest
 
 from vgpud import ctl
 
-VGPUD = [sys.executable, "-m", "vgpud"]
+VGPUD = [sys.executable, "-m", "vgpud", "--sandbox=kill"]
 PATIENCE = 20.0
 GET_FEATURES = b"\1\0\0\0\1\0\0\0\0\0\0\0"
 
@@ -29,9 +29,11 @@ def run(*options: str, **more: object) -> subprocess.CompletedProcess[str]:
 
 
 @contextmanager
-def running(*options: str, **more: object) -> Iterator[subprocess.Popen[str]]:
+def running(
+    *options: str, program: list[str] = VGPUD, **more: object
+) -> Iterator[subprocess.Popen[str]]:
     """A daemon that is ready; ended at the end if the test has not done so."""
-    child = subprocess.Popen([*VGPUD, *options], stderr=subprocess.PIPE, text=True, **more)
+    child = subprocess.Popen([*program, *options], stderr=subprocess.PIPE, text=True, **more)
     try:
         assert child.stderr is not None
         line = child.stderr.readline()
@@ -250,3 +252,40 @@ def test_the_control_socket(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert not control.exists()
     assert ctl.main([f"--control={control}", "status"]) == 1
     assert "is vgpud running" in capsys.readouterr().err
+
+
+BROKEN_IN = """
+import sys
+from vgpud import cli, daemon
+daemon.Daemon._status = lambda *_: open("/etc/passwd")
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("mode", "code"), [("--sandbox=kill", -signal.SIGSYS), ("--sandbox=on", 0)]
+)
+def test_a_daemon_that_was_broken_into_opens_no_file(tmp_path: Path, mode: str, code: int) -> None:
+    control = tmp_path / "control"
+    options = [f"--socket-path={tmp_path / 'gpu'}", f"--control={control}", mode]
+    with running(*options, program=[sys.executable, "-c", BROKEN_IN]) as child:
+        with pytest.raises(ctl.Failed):
+            ctl.ask(str(control), {"command": "status"})
+        if code:
+            child.wait(PATIENCE)
+        found, log = end(child)
+    assert found == code, log
+
+
+def test_without_a_sandbox_there_is_a_warning(tmp_path: Path) -> None:
+    child = subprocess.Popen(
+        [*VGPUD, "--no-sandbox", f"--socket-path={tmp_path / 'gpu'}"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert child.stderr is not None
+        assert "level=warning event=no-sandbox" in child.stderr.readline()
+    finally:
+        child.kill()
+        child.communicate(timeout=PATIENCE)

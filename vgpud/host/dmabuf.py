@@ -58,6 +58,11 @@ class Quota:
         """Bytes pinned."""
         return sum(size for size, _ in list(self._live.values()))
 
+    @property
+    def limits(self) -> tuple[int, int, int]:
+        """Dma-bufs, bytes pinned, runs: the most of each."""
+        return self._max
+
     def take(self, size: int, items: int) -> object:
         """A token for give(). Raises CannotExport where nothing is left."""
         with self._lock:

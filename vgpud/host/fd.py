@@ -10,7 +10,7 @@ import socket
 import termios
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Protocol, Self
+from typing import Final, Protocol, Self
 
 from vgpud.errors import PeerError
 
@@ -49,7 +49,8 @@ class OwnedFd:
         self.close()
 
     def __del__(self) -> None:
-        self.close()
+        if os is not None:  # else the interpreter ends, and the kernel closes it
+            self.close()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._fd}>"
@@ -79,6 +80,30 @@ class EventFd(OwnedFd):
         """Take all that was signalled; nothing where nobody did."""
         with suppress(BlockingIOError):
             os.eventfd_read(self._fd)
+
+
+class Folder:
+    """A folder whose files are read long after the start, when the sandbox leaves no path but
+    those below it. Opened once, at its first use."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._fd: OwnedFd | None = None
+
+    def fileno(self) -> int:
+        """Borrowed. Raises OSError."""
+        if self._fd is None:
+            self._fd = OwnedFd(os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        return self._fd.fileno()
+
+    def read(self, name: str) -> str:
+        """A small file in it. Raises OSError."""
+        with OwnedFd(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.fileno())) as file:
+            return os.read(file.fileno(), 4096).decode(errors="replace")
+
+
+FDINFO: Final = Folder("/proc/self/fdinfo")
+"""What the kernel says of our descriptors."""
 
 
 def hung_up(sock: socket.socket) -> bool:

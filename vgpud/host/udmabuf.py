@@ -11,17 +11,16 @@ import os
 import struct
 from array import array
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Final
 
 from vgpud import _native
 from vgpud.host.dmabuf import CannotExport, Dmabuf, Quota
-from vgpud.host.fd import OwnedFd
+from vgpud.host.fd import Folder, OwnedFd
 from vgpud.host.region_file import RegionFile
 from vgpuwire.ioctls import UdmabufCreateItem
 
 DEVICE: Final = "/dev/udmabuf"
-PARAMETERS: Final = "/sys/module/udmabuf/parameters"
+PARAMETERS: Final = Folder("/sys/module/udmabuf/parameters")
 
 PAGE: Final = os.sysconf("SC_PAGESIZE")
 
@@ -50,29 +49,46 @@ _REMEDIES: Final = {
 }
 
 
+Device = OwnedFd | str | OSError
+
+
+def opened(path: str) -> OwnedFd | OSError:
+    """The device, before the sandbox closes; or why not."""
+    try:
+        # Any mode will do; not being allowed to write is no obstacle.
+        return OwnedFd(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        return error
+
+
 class Udmabuf:
     """The device, opened when it is first needed, and what one guest may have of it.
 
-    `device` is a path, or a descriptor that was inherited, which is borrowed. Any method may be
-    called in any thread.
+    `device` is a path, or an open descriptor, which is borrowed, or why there is none. Any method
+    may be called in any thread.
     """
 
     def __init__(
         self,
-        device: OwnedFd | str = DEVICE,
+        device: Device = DEVICE,
         quota: Quota | None = None,
-        parameters: str = PARAMETERS,
+        parameters: Folder | str = PARAMETERS,
         create: Callable[[int, bytes, array[int]], int] = _native.udmabuf_create,
     ) -> None:
         self._device = device
         self._opened: OwnedFd | None = None
         self.quota = quota or Quota()
-        self._parameters = Path(parameters)
+        self._parameters = Folder(parameters) if isinstance(parameters, str) else parameters
         self._create = create
 
     @property
     def name(self) -> str:
-        return self._device if isinstance(self._device, str) else "the inherited udmabuf"
+        match self._device:
+            case str():
+                return self._device
+            case OSError():
+                return str(self._device.filename)
+        return "the inherited udmabuf"
 
     @property
     def absent(self) -> bool:
@@ -114,19 +130,20 @@ class Udmabuf:
     def _open(self) -> OwnedFd:
         if isinstance(self._device, OwnedFd):
             return self._device
-        opened = self._opened
-        if opened is None:
-            try:
-                # Any mode will do; not being allowed to write is no obstacle.
-                opened = OwnedFd(os.open(self._device, os.O_RDONLY | os.O_CLOEXEC))
-            except OSError as error:
-                raise _refused(error, self.name) from error
-            self._opened = opened
-        return opened
+        if isinstance(self._device, OSError):
+            raise _refused(self._device, self.name) from self._device
+        device = self._opened
+        if device is None:
+            found = opened(self._device)
+            if isinstance(found, OSError):
+                raise _refused(found, self.name) from found
+            self._opened = found
+            return found
+        return device
 
     def _limit(self, name: str) -> int | None:
         try:
-            return int((self._parameters / name).read_text())
+            return int(self._parameters.read(name))
         except (OSError, ValueError):
             return None
 
@@ -149,7 +166,7 @@ def _refused(error: OSError, what: str) -> CannotExport:
 
 def _raise(parameter: str, value: int) -> str:
     return (
-        f"echo {value} > {PARAMETERS}/{parameter}, and for good 'options udmabuf "
+        f"echo {value} > {PARAMETERS.path}/{parameter}, and for good 'options udmabuf "
         f"{parameter}={value}' in /etc/modprobe.d (built in: udmabuf.{parameter}={value} at boot)"
     )
 

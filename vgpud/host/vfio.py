@@ -18,7 +18,7 @@ from typing import Final, NamedTuple, Protocol
 from vgpud import _native
 from vgpud.errors import HostError
 from vgpud.host.dmabuf import CannotExport, Dmabuf, Quota
-from vgpud.host.fd import OwnedFd
+from vgpud.host.fd import FDINFO, OwnedFd
 from vgpuwire.ioctls import (
     VFIO_DEVICE_FLAGS_PCI,
     VFIO_REGION_INFO_CAP_SPARSE_MMAP,
@@ -211,12 +211,12 @@ def syspath_of(fd: int) -> str:
     """The folder under /sys of the device behind a VFIO descriptor: equal for all descriptors of
     it, which nothing else of an anonymous inode is. "" where the kernel does not tell."""
     try:
-        with open(f"/proc/self/fdinfo/{fd}") as info:
-            for line in info:
-                if line.startswith("vfio-device-syspath:"):
-                    return line.split(":", 1)[1].strip()
+        info = FDINFO.read(str(fd))
     except OSError:
-        pass
+        return ""
+    for line in info.splitlines():
+        if line.startswith("vfio-device-syspath:"):
+            return line.split(":", 1)[1].strip()
     return ""
 
 

@@ -6,6 +6,7 @@
 {"command": "vfio-list"}                -> {"ok": true, "pid": ..., "devices": [...]}
 {"command": "vfio-add", "id": "..."}    -> {"ok": true}; a VFIO device comes with the request
 {"command": "vfio-remove", "id": "..."} -> {"ok": true}
+{"command": "trace", "errors": true, ...} -> {"ok": true} and a pipe: a JSON object a command
 anything else                           -> {"ok": false, "error": "..."}
 
 A client may send several, and is answered in their order; one that says nothing for 10 s is

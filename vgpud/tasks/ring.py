@@ -84,6 +84,15 @@ class RingTask:
         self._broken = False
         self._spin = 0.0
 
+    @property
+    def server(self) -> Server:
+        """Who serves it: may be wrapped and unwrapped between two elements."""
+        return self._server
+
+    @server.setter
+    def server(self, server: Server) -> None:
+        self._server = server
+
     def set_call(self, call: EventFd | None) -> None:
         """Where to notify the driver from now on; None: it polls."""
         if self._call is not None:

@@ -26,7 +26,8 @@ class Program:
     def __init__(self, arguments: Sequence[str], sock: socket.socket, device: int | None) -> None:
         self._sock = sock
         self._inherited = [sock.fileno(), *([] if device is None else [device])]
-        self._command = [sys.executable, "-m", "vgpud", f"--fd={sock.fileno()}", *arguments]
+        self._command = [sys.executable, "-m", "vgpud", f"--fd={sock.fileno()}"]
+        self._command += ["--sandbox=kill", *arguments]
         if device is not None:
             self._command.append(f"--udmabuf=fd={device}")
         self.lines: list[str] = []

@@ -12,7 +12,7 @@ import pytest
 from tests.support.fake_udmabuf import ITEM, FakeUdmabuf
 from tests.unit.host.memory import PAGE, SEALS, memfd, open_fds
 from vgpud.host.dmabuf import CannotExport, Dmabuf, Quota
-from vgpud.host.fd import OwnedFd
+from vgpud.host.fd import Folder, OwnedFd
 from vgpud.host.region_file import RegionFile, classify
 from vgpud.host.udmabuf import DEVICE, Udmabuf
 
@@ -39,7 +39,9 @@ def parameters(tmp_path: Path) -> Path:
 def device(
     parameters: Path, fake: FakeUdmabuf | None = None, quota: Quota | None = None
 ) -> Udmabuf:
-    return Udmabuf(DEV, quota, str(parameters), fake or FakeUdmabuf())
+    folder = Folder(str(parameters))
+    folder.fileno()  # opened now: the tests count
+    return Udmabuf(DEV, quota, folder, fake or FakeUdmabuf())
 
 
 def refusal(

@@ -1,0 +1,49 @@
+"""Which daemon is meant, and what /proc says of it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from vgpud.inspect.client import Daemon, Failed, folders, resolve, running, usage
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> list[Path]:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.bind(str(tmp_path / name / "control"))
+    (tmp_path / "one.sock").touch()
+    return [tmp_path, tmp_path / "nowhere"]
+
+
+def test_all_are_found_by_name(two: list[Path]) -> None:
+    assert [one.name for one in running(two)] == ["one", "two"]
+
+
+def test_the_one_that_is_meant(two: list[Path]) -> None:
+    assert resolve("one", two) == Daemon("one", str(two[0] / "one/control"))
+    assert resolve("/some/vm/control", two) == Daemon("vm", "/some/vm/control")
+    for control in (None, "three"):
+        with pytest.raises(Failed, match="one, two"):
+            resolve(control, two)
+    (two[0] / "one/control").unlink()
+    assert resolve(None, two).name == "two"
+
+
+def test_a_user_has_a_folder_too() -> None:
+    assert folders({}) == [Path("/run/vgpud")]
+    assert folders({"XDG_RUNTIME_DIR": "/run/user/1"})[1] == Path("/run/user/1/vgpud")
+
+
+def test_usage() -> None:
+    found = usage(os.getpid())
+    assert found is not None
+    assert found.fds >= 3
+    assert found.memory > 1 << 20
+    assert found.cpu > 0
+    assert usage(0) is None
