@@ -16,6 +16,8 @@ def fits(rect: Rect, width: int, height: int) -> bool:
 
 def intersection(a: Rect, b: Rect) -> Rect | None:
     """The common part of two rectangles, None where there is none or it is empty."""
+    if a.width and a.height and holds(b, a):  # nearly always: the damage is inside of the head
+        return a
     left, top = max(a.x, b.x), max(a.y, b.y)
     right = min(a.x + a.width, b.x + b.width)
     bottom = min(a.y + a.height, b.y + b.height)

@@ -79,8 +79,9 @@ class Scanouts:
             shown = self._shown[head][1]
             part = intersection(rect, shown)
             if part is not None and shown.width <= MAX_SIDE and shown.height <= MAX_SIDE:
-                local = Rect(part.x - shown.x, part.y - shown.y, part.width, part.height)
-                messages.append(Damage(head, local))
+                if shown.x or shown.y:
+                    part = Rect(part.x - shown.x, part.y - shown.y, part.width, part.height)
+                messages.append(Damage(head, part))
         return tuple(messages)
 
     def clear(self) -> None:

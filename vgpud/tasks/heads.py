@@ -385,9 +385,10 @@ class Head:
         return Rect(0, 0, self._rect.width, self._rect.height)
 
     def _in_picture(self, rect: Rect) -> Rect:
-        if self._mirror is not None:
+        x, y = self._rect.x, self._rect.y
+        if self._mirror is not None or not (x or y):
             return rect  # the copy has no more than that
-        return Rect(self._rect.x + rect.x, self._rect.y + rect.y, rect.width, rect.height)
+        return Rect(x + rect.x, y + rect.y, rect.width, rect.height)
 
     def _merge_damage(self) -> None:
         whole = self._damage[0][0]
