@@ -20,7 +20,7 @@ static int to_unsigned(PyObject *object, uint64_t max, uint64_t *ret)
 	if (!number)
 		return 0;
 	value = PyLong_AsUnsignedLongLong(number);
-	if (PyErr_Occurred()) {
+	if (value == (unsigned long long)-1 && PyErr_Occurred()) {
 		if (!PyErr_ExceptionMatches(PyExc_OverflowError))
 			return 0;
 		PyErr_Clear();

@@ -37,10 +37,6 @@ reads nothing."""
 PARTS: Final = 64
 """Pieces a sendmsg is given: more rows than the socket's buffer holds only cost time."""
 
-GLUED: Final = 256 << 10
-"""Pixel bytes from which on no further message is glued to those before it: a pointer waits for
-no more than that, and a flush's answer for no more than that of others' pixels."""
-
 SOCKET_BUFFER: Final = 1 << 20
 """Bytes asked of the kernel, which gives what net.core.wmem_max allows: fewer wake-ups a frame."""
 
@@ -93,7 +89,7 @@ class GpuSocket:
         self._stats = stats
         self._next_message = next_message
         self._scope = trio.CancelScope()
-        self._out: deque[Outgoing] = deque()
+        self._out: Outgoing | None = None
         self._questions: deque[bytes] = deque()
         self._owed: deque[PendingReply] = deque()
         self._early: list[tuple[int, PendingReply]] = []
@@ -129,21 +125,20 @@ class GpuSocket:
         budget = TURN_BYTES
         try:
             while not self.gone:
-                if not self._out:
-                    self._fill()
-                    if not self._out:
+                if self._out is None:
+                    self._out = self._next()
+                    if self._out is None:
                         return
-                if budget <= 0 or not self._send():
+                if budget <= 0 or not self._send(self._out):
                     self._full.set()
                     return
-                while self._out and not self._out[0].parts:
-                    message = self._out.popleft()
-                    budget -= message.pixels
-                    self._stats.sent(message.pixels, message.answered)
-                    if message.answered:
-                        self._await_update(message)
-                    else:
-                        message.take()
+                budget -= self._out.pixels
+                sent, self._out = self._out, None
+                self._stats.sent(sent.updates, sent.pixels, sent.answered)
+                if sent.answered:
+                    self._await_update(sent)
+                else:
+                    sent.take()
         except OSError as error:
             # EPIPE and ECONNRESET: QEMU closed it, as at every stop.
             report = log.debug if error.errno in (errno.EPIPE, errno.ECONNRESET) else log.error
@@ -152,7 +147,7 @@ class GpuSocket:
 
     def nudge(self) -> None:
         """Leave QEMU something to read that it ignores, if there is nothing else."""
-        if not self.gone and not self._out and not self._questions and not unread(self.sock):
+        if not self.gone and self._out is None and not self._questions and not unread(self.sock):
             features = self._features or GpuProtocolFeature(0)
             self._questions.append(vhost_user_gpu.set_protocol_features(features))
             self.pump()
@@ -163,9 +158,9 @@ class GpuSocket:
             return
         self.gone = True
         self._scope.cancel()
-        out, self._out = self._out, deque()  # with its dma-buf
-        for message in out:
-            message.take()
+        out, self._out = self._out, None  # with its dma-buf
+        if out is not None:
+            out.take()
         for question in (*self._owed, *(question for _, question in self._early)):
             question.give_up()
 
@@ -181,40 +176,20 @@ class GpuSocket:
 
     # -- inside
 
-    def _fill(self) -> None:
-        """What is sent next: one message, or several small ones, which then cost one system call
-        and one wake-up of QEMU. None comes behind one with a descriptor or an answer."""
-        bytes_left, pieces_left = GLUED, PARTS
-        while bytes_left > 0 and pieces_left > 0:
-            message = self._next()
-            if message is None:
-                return
-            self._out.append(message)
-            if message.answered or message.dmabuf is not None:
-                return
-            bytes_left -= message.pixels
-            pieces_left -= len(message.parts)
-
-    def _send(self) -> bool:
-        """Send without waiting the first message and those that can be glued to it; False where
-        some of it is left. A dma-buf goes with its message's first byte, where QEMU looks."""
+    def _send(self, out: Outgoing) -> bool:
+        """Send without waiting; False where some of it is left. A dma-buf goes with the first
+        byte, where QEMU looks for it."""
         self._starved = False
-        first = self._out[0]
-        for other in islice(self._out, 1, None):
-            if other.dmabuf is not None:
-                break
-            first.parts.extend(other.parts)
-            other.parts.clear()
-        parts = first.parts
+        parts = out.parts
         while parts:
             pieces = parts if len(parts) <= PARTS else islice(parts, PARTS)
             try:
                 # Its pages may have left the memory table meanwhile: then the head goes dark until
                 # it is told of the next.
-                if first.dmabuf is None or first.dmabuf.fileno() < 0:
+                if out.dmabuf is None or out.dmabuf.fileno() < 0:
                     sent = self.sock.sendmsg(pieces)
                 else:
-                    sent = socket.send_fds(self.sock, [*pieces], [first.dmabuf.fileno()])
+                    sent = socket.send_fds(self.sock, [*pieces], [out.dmabuf.fileno()])
             except BlockingIOError:
                 return False
             except OSError as error:
@@ -222,7 +197,7 @@ class GpuSocket:
                     raise
                 self._starved = True
                 return False
-            first.dmabuf = None
+            out.dmabuf = None
             while parts and sent >= len(parts[0]):
                 sent -= len(parts.popleft())
             if sent:
@@ -235,7 +210,7 @@ class GpuSocket:
             return
         self._owed.append(question)
         self._questions.append(message)
-        if not self._out:
+        if self._out is None:
             self.pump()
 
     def _ask_edid(self, scanout_id: int, question: PendingReply) -> None:
@@ -255,7 +230,7 @@ class GpuSocket:
         early, self._early = self._early, []
         for scanout_id, question in early:
             self._ask_edid(scanout_id, question)
-        if not self._out:
+        if self._out is None:
             self.pump()
 
     def _next(self) -> Outgoing | None:
@@ -272,7 +247,7 @@ class GpuSocket:
         def taken(_: object) -> None:
             self._updating = False
             sent.take()
-            if not self._out:
+            if self._out is None:
                 self.pump()
 
         self._updating = True

@@ -20,7 +20,7 @@ from vgpud.device.outcome import ShowSurface
 from vgpud.device.pixels import Dmabuf, Picture
 from vgpud.errors import GuestError
 from vgpud.tasks.mirror import Canvas, MakeCanvas, Mirror
-from vgpud.tasks.outgoing import Outgoing, Piece, Terms, Ticket, small
+from vgpud.tasks.outgoing import Outgoing, Terms, Ticket, small
 from vgpud.tasks.pointer import Pointer
 from vgpuwire import Ctrl, Rect, vhost_user_gpu
 
@@ -28,8 +28,8 @@ MAX_RECTS: Final = 64
 """Damaged rectangles kept for a display that does not keep up; then their union is sent once."""
 
 TILE_BYTES: Final = 1 << 20
-"""Pixel bytes of one UPDATE. QEMU reads a message whole while it holds its big lock, so a 4K
-frame goes in pieces between which the guest may run."""
+"""Pixel bytes of one UPDATE, or of several small ones that are sent together. QEMU reads a message
+whole while it holds its big lock, so a 4K frame goes in pieces between which the guest may run."""
 
 LARGE: Final = 1 << 20
 """Bytes of a picture from which on a thread makes its dma-buf; below, a thread costs more."""
@@ -258,28 +258,37 @@ class Head:
                 self._damage.append((self._whole(), []))
         if not self._damage:
             return None
-        rect, tickets = self._damage[0]
-        if rect.width * rect.height * 4 > TILE_BYTES and rect.height > 1:
-            rows = max(1, TILE_BYTES // (rect.width * 4))
-            tile = Rect(rect.x, rect.y, rect.width, rows)
-            update = self._update(picture, scanout, tile, [])
-            rest = Rect(rect.x, rect.y + rows, rect.width, rect.height - rows)
-            self._damage[0] = (rest, tickets)
-        else:
-            update = self._update(picture, scanout, rect, tickets)
+        out = Outgoing(deque([scanout] if scanout else ()))
+        whole = 0
+        for rect, tickets in self._damage:
+            pixels = rect.width * rect.height * 4
+            if out.pixels + pixels > TILE_BYTES and (out.pixels or rect.height > 1):
+                break
+            self._add_update(out, picture, rect)
+            out.tickets += tickets
+            whole += 1
+        if not whole:
+            self._add_tile(out, picture)
+        for _ in range(whole):  # now: where memory vanished on the way, their tickets are not lost
             self._damage.popleft()
         self._way, self._told = _Way.PIXELS, size
-        return update
+        return out
 
-    def _update(
-        self, picture: Picture, scanout: bytes, rect: Rect, tickets: list[Ticket]
-    ) -> Outgoing:
+    def _add_tile(self, out: Outgoing, picture: Picture) -> None:
+        """The upper rows of the first damage, which is too large; its tickets wait for the rest."""
+        (x, y, width, height), tickets = self._damage[0]
+        rows = max(1, TILE_BYTES // (width * 4))
+        self._add_update(out, picture, Rect(x, y, width, rows))
+        self._damage[0] = (Rect(x, y + rows, width, height - rows), tickets)
+
+    def _add_update(self, out: Outgoing, picture: Picture, rect: Rect) -> None:
         """UPDATE with the rows of `rect`, from memory that cannot fault: the message is never cut
         half way."""
-        header = vhost_user_gpu.update(self._id, rect.x, rect.y, rect.width, rect.height)
-        parts: deque[Piece] = deque([scanout + header])
-        parts.extend(picture.rows(self._in_picture(rect)))
-        return Outgoing(parts, tickets, rect.width * rect.height * 4)
+        x, y, width, height = rect
+        out.parts.append(vhost_user_gpu.update(self._id, x, y, width, height))
+        out.parts.extend(picture.rows(self._in_picture(rect)))
+        out.pixels += width * height * 4
+        out.updates += 1
 
     def _next_buffer(self, picture: Picture, source: _Source, terms: Terms) -> Outgoing | None:
         """DMABUF_SCANOUT where QEMU has another buffer, then DMABUF_UPDATE, one at a time; what

@@ -52,12 +52,14 @@ Piece = bytes | memoryview
 
 @dataclass(slots=True)
 class Outgoing:
-    """One message: its bytes in pieces, the dma-buf that goes with its first byte, and who waits
-    for its end, or, if it is `answered`, for QEMU's answer to it. `pixels` counts pixel bytes."""
+    """One message, or `updates` of one head: their bytes in pieces, the dma-buf that goes with the
+    first byte, and who waits for the end, or, if it is `answered`, for QEMU's answer. `pixels`
+    counts pixel bytes."""
 
     parts: deque[Piece]
     tickets: list[Ticket] = field(default_factory=list)
     pixels: int = 0
+    updates: int = 0
     dmabuf: Dmabuf | None = None
     answered: bool = False
 

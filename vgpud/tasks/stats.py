@@ -28,13 +28,11 @@ class Stats:
         self.frames += 1
         self._times.append(seconds)
 
-    def sent(self, pixel_bytes: int, dmabuf_update: bool) -> None:
-        """A message went out whole."""
-        if pixel_bytes:
-            self.updates += 1
-            self.pixel_bytes += pixel_bytes
-        elif dmabuf_update:
-            self.dmabuf_updates += 1
+    def sent(self, updates: int, pixel_bytes: int, dmabuf_update: bool) -> None:
+        """So many UPDATEs, or another message, went out whole."""
+        self.updates += updates
+        self.pixel_bytes += pixel_bytes
+        self.dmabuf_updates += dmabuf_update
 
     def percentile(self, share: float) -> float:
         """Seconds within which `share` (0 to 1) of the recent flushes were answered."""

@@ -19,7 +19,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from tests.support.fake_pixels import FakeDmabuf
 from vgpud.device.outcome import Silence
-from vgpud.tasks.gpu_socket import GLUED, MAX_OWED, GpuSocket
+from vgpud.tasks.gpu_socket import MAX_OWED, GpuSocket
 from vgpud.tasks.outgoing import Outgoing, Terms, Ticket
 from vgpud.tasks.stats import Stats
 
@@ -199,61 +199,17 @@ async def test_V01_V09_features_are_acked_and_modifiers_are_told_only_then(
 def test_questions_go_before_pictures_and_wait_for_the_message_that_is_begun(rig: Rig) -> None:
     rig.sock.takes = deque([20, 0])
     rig.gpu.speaking = True
-    rig.put(message(UPDATE, bytes(40)), pixels=GLUED)
-    rig.put(message(UPDATE, bytes(41)), pixels=21)
+    rig.put(message(UPDATE, bytes(40)), pixels=20, updates=1)
+    rig.put(message(UPDATE, bytes(41)), pixels=21, updates=1)
     rig.gpu.pump()
     rig.gpu.ask_display_info(rig.on_reply("info"))
     assert rig.requests() == [GET_FEATURES]
     rig.gpu.pump()
     assert rig.requests() == [UPDATE, GET_INFO, UPDATE]
-    assert (rig.stats.updates, rig.stats.pixel_bytes) == (2, GLUED + 21)
-
-
-def test_small_messages_are_one_send_and_large_ones_are_not(rig: Rig) -> None:
-    rig.gpu.speaking = True
-    sends: list[int] = []
-    send = rig.sock.sendmsg
-
-    def counted(buffers: Any, *rest: Any) -> int:
-        sends.append(len(pieces := [*buffers]))
-        return send(pieces, *rest)
-
-    rig.sock.sendmsg = counted  # type: ignore[method-assign]
-    few = [rig.put(message(UPDATE, bytes(20)), pixels=20) for _ in range(5)]
-    large = rig.put(message(UPDATE, bytes(20)), pixels=GLUED)
-    last = rig.put(message(UPDATE, bytes(20)), pixels=20)
-    rig.gpu.pump()
-    assert sends == [6, 1]
-    assert all(ticket.done for ticket in (*few, large, last))
-    assert rig.stats.updates == 7
-
-
-def test_a_glued_message_that_did_not_fit_is_finished_later(rig: Rig) -> None:
-    rig.gpu.speaking = True
-    rig.sock.takes = deque([40, 0])
-    tickets = [rig.put(message(UPDATE, bytes(20)), pixels=20) for _ in range(3)]
-    rig.gpu.pump()
-    assert not any(ticket.done for ticket in tickets)
-    rig.gpu.pump()
-    assert all(ticket.done for ticket in tickets)
-    assert rig.requests() == [GET_FEATURES, UPDATE, UPDATE, UPDATE]
+    assert (rig.stats.updates, rig.stats.pixel_bytes) == (2, 41)
 
 
 # -- descriptors
-
-
-def test_V14_a_descriptor_is_not_glued_to_what_comes_before(rig: Rig) -> None:
-    rig.gpu.speaking = True
-    rig.put(message(UPDATE, bytes(20)), pixels=20)
-    rig.put(message(BUFFER, bytes(40)), dmabuf=rig.dmabuf())
-    rig.put(message(UPDATE, bytes(20)), pixels=20)
-    rig.gpu.pump()
-    assert [(request, len(fds)) for request, _, fds in rig.read()] == [
-        (GET_FEATURES, 0),
-        (UPDATE, 0),
-        (BUFFER, 1),
-        (UPDATE, 0),
-    ]
 
 
 def test_V14_a_descriptor_comes_with_the_first_byte_of_its_message(rig: Rig) -> None:
@@ -539,7 +495,6 @@ async def test_V11_a_display_that_keeps_up_leaves_turns_to_others(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vgpud.tasks.gpu_socket.TURN_BYTES", 100)
-    monkeypatch.setattr("vgpud.tasks.gpu_socket.GLUED", 1)
     rig.gpu.speaking = True
     tickets = [rig.put(message(UPDATE, bytes(20)), pixels=40) for _ in range(7)]
     rig.gpu.pump()

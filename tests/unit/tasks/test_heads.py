@@ -28,11 +28,12 @@ from tests.support.fake_pixels import (
     entries,
 )
 from vgpud.device.outcome import CursorImage, CursorMove, ShowSurface
+from vgpud.errors import GuestError
 from vgpud.tasks import heads
 from vgpud.tasks.heads import MAX_RECTS, TILE_BYTES, Head
 from vgpud.tasks.outgoing import Outgoing, Terms, Ticket
 from vgpud.tasks.stats import Stats
-from vgpuwire import Rect
+from vgpuwire import Ctrl, Rect
 
 SCANOUT, UPDATE, BUFFER, BUFFER_UPDATE, BUFFER2 = 7, 8, 9, 10, 12
 POS, HIDE, IMAGE = 4, 5, 6
@@ -446,13 +447,44 @@ def test_the_pixels_are_sent_from_where_they_are() -> None:
     head, _, surface = showing(32, 32)
     head.damage(Rect(0, 0, 32, 4), Counted())
     head.damage(Rect(3, 8, 5, 4), Counted())
-    whole_rows, narrow = head.next_picture(TERMS), head.next_picture(TERMS)
-    assert whole_rows is not None
-    assert narrow is not None
-    assert len(whole_rows.parts) == 2, "rows that follow each other are one piece"
-    assert len(narrow.parts) == 1 + 4
+    out = head.next_picture(TERMS)
+    assert out is not None
+    assert len(out.parts) == 2 + 1 + 4, "rows that follow each other are one piece"
+    assert out.updates == 2
     surface.pixels[:] = bytes([0xEE]) * len(surface.pixels)
-    assert bytes(whole_rows.parts[1]) == bytes([0xEE]) * 512, "not copied"
+    assert bytes(out.parts[1]) == bytes([0xEE]) * 512, "not copied"
+
+
+def test_small_updates_are_sent_together_up_to_a_tile() -> None:
+    head, _, _ = showing(64, 64)
+    tickets = [Counted() for _ in range(5)]
+    with patch.object(heads, "TILE_BYTES", 3 * 8 * 8 * 4):
+        for n, ticket in enumerate(tickets):
+            head.damage(Rect(12 * n, 3, 8, 8), ticket)
+        first, second = head.next_picture(TERMS), head.next_picture(TERMS)
+        assert head.next_picture(TERMS) is None
+    assert first is not None
+    assert second is not None
+    assert (first.updates, second.updates) == (3, 2)
+    assert [*first.tickets, *second.tickets] == tickets
+
+
+def test_memory_that_vanishes_between_two_updates_loses_no_ticket() -> None:
+    head, screen, surface = showing(64, 64)
+    drain(head, screen)
+    tickets = [Counted(), Counted()]
+    head.damage(Rect(0, 0, 8, 8), tickets[0])
+    head.damage(Rect(20, 0, 8, 8), tickets[1])
+    rows = surface.rows
+
+    def vanish(rect: Rect) -> list[memoryview]:
+        if rect.x:
+            raise GuestError(Ctrl.RESP_ERR_UNSPEC, "gone")
+        return rows(rect)
+
+    with patch.object(surface, "rows", vanish):
+        head.next_picture(TERMS)
+    assert [ticket.done for ticket in tickets] == [True, True]
 
 
 # -- damage and tickets

@@ -48,12 +48,12 @@ def test_old_flush_times_are_forgotten_but_counted() -> None:
     assert stats.frames == 2 * SAMPLES
 
 
-def test_only_messages_with_pixels_are_updates() -> None:
+def test_updates_and_other_messages_are_told_apart() -> None:
     stats = Stats()
-    for size in (0, 4096, 0, 16):
-        stats.sent(size, False)
-    stats.sent(0, True)
-    assert (stats.updates, stats.pixel_bytes, stats.dmabuf_updates) == (2, 4112, 1)
+    for count, size in ((0, 0), (1, 4096), (0, 0), (2, 16)):
+        stats.sent(count, size, False)
+    stats.sent(0, 0, True)
+    assert (stats.updates, stats.pixel_bytes, stats.dmabuf_updates) == (3, 4112, 1)
 
 
 def test_the_log_line_has_every_counter_and_times_in_milliseconds() -> None:
