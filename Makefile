@@ -4,6 +4,7 @@
 # make check   the inner loop: lint, types, unit, contract and wire tests
 # make diff    N generated scripts (1000) on QEMU's own device and on vgpud; SEED=1, QEMU=a root
 # make fuzz    SECONDS (60) of coverage-guided fuzzing for each target, or for TARGET
+# make bench   vgpud and the C back-end in turn on the same work; BENCH="--write" makes the page
 # make qemu    QEMU 10.0 with our edit (blobs), built in a private root; prints the root
 # make install DESTDIR=, PREFIX=/usr, PYTHON=/usr/bin/python3: programs, units, manifest, manual pages
 # make deb     a Debian package for the release it is built on, in dist/
@@ -16,7 +17,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .SILENT:
-.PHONY: demo test chain check diff fuzz lint sanitize machine qemu install deb clean
+.PHONY: bench demo test chain check diff fuzz lint sanitize machine qemu install deb clean
 
 # The environment's programs first in PATH. Inside recipes only: `make clean` installs nothing.
 ENTER = venv=$$(tests/qemu/setup.sh); export PATH="$$venv/bin:$$PATH"
@@ -45,6 +46,10 @@ diff:
 fuzz:
 	$(ENTER)
 	exec python -m tests.fuzz --seconds $(or $(SECONDS),60) $(TARGET)
+
+bench:
+	$(ENTER)
+	exec python -m tests.bench $(BENCH)
 
 lint:
 	$(ENTER)
