@@ -238,7 +238,8 @@ async def test_a_screenshot_is_taken_in_turns_with_all_else() -> None:
             await trio.lowlevel.checkpoint()
             before = turns
             shot = await vm.session.screenshot(0)
-            assert turns - before >= 8, "a turn for each MiB"
+            # One less where the first is taken before the other task's: trio's order is random.
+            assert turns - before >= 7, "a turn for each MiB"
             nursery.cancel_scope.cancel()
         assert shot is not None
         assert shot[:2] == (width, height)

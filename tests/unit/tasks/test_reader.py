@@ -107,7 +107,8 @@ async def test_those_who_wait_for_their_turn_do_not_begin() -> None:
     async with trio.open_nursery() as nursery:
         for picture in pictures:
             nursery.start_soon(reader.read, picture, RECT)
-        await trio.testing.wait_all_tasks_blocked()
+        while not any(picture.threads for picture in pictures):
+            await trio.lowlevel.checkpoint()
         async with reader.pause():
             pass
     assert sum(len(picture.threads) for picture in pictures) == 1, "one at a time"
