@@ -7,7 +7,6 @@ display that reads nothing stops neither the control socket nor the rings.
 from __future__ import annotations
 
 import socket
-from collections import deque
 from collections.abc import Iterable
 from typing import Final
 
@@ -61,9 +60,10 @@ class DisplayLink:
         self._stats = stats
         self._make_canvas = make_canvas
         self._make_copy = make_copy
-        self._refresher = Refresher(reader or Reader(), fps, self.flush)
+        self._refresher = Refresher(reader or Reader(), fps, self._flush_all)
         self._heads: dict[int, Head] = {}
-        self._turns: deque[int] = deque()
+        self._calling: dict[int, Head] = {}
+        """Heads of which QEMU may not know all yet, in the order of their turns."""
         self._socket: GpuSocket | None = None
         self._had_socket = False
         self._idle: list[socket.socket] = []
@@ -128,6 +128,7 @@ class DisplayLink:
         where only SET_VRING_BASE tells of the reset (decision 10), the next one is silent yet."""
         for head in self._heads.values():
             head.reset()
+        self._calling.update(self._heads)
 
     def memory_changed(self) -> None:
         """The memory table is another one; returns when nothing here refers to the old."""
@@ -156,7 +157,7 @@ class DisplayLink:
             self._socket.speaking = True
             for head in self._heads.values():
                 head.replay()
-            self.flush()
+            self._flush_all()
 
     def close(self) -> None:
         """The main connection has ended and run() with it: now every socket may go, and what heads
@@ -189,6 +190,11 @@ class DisplayLink:
 
     # -- inside
 
+    def _flush_all(self) -> None:
+        """After what may have changed for any head."""
+        self._calling.update(self._heads)
+        self.flush()
+
     async def _make_dmabufs(self) -> None:
         """In a thread, while rings and sockets go on; a flush meanwhile waits to its deadline."""
         while True:
@@ -199,7 +205,7 @@ class DisplayLink:
                 if picture is not None:
                     await trio.to_thread.run_sync(picture.dmabuf)
                 del picture  # a task that waits must not keep a dma-buf alive
-            self.flush()
+            self._flush_all()
 
     async def _keep_qemu_reading(self) -> None:
         """A guest that rewrites its status with DRIVER_OK set makes QEMU bring a second socket but
@@ -219,20 +225,22 @@ class DisplayLink:
         head = self._heads.get(scanout_id)
         if head is None:
             head = self._heads[scanout_id] = Head(scanout_id, self._make_canvas, self._make_copy)
-            self._turns.append(scanout_id)
+        self._calling.setdefault(scanout_id, head)
         return head
 
     def _next_message(self, terms: Terms) -> Outgoing | None:
         """Pointers first, then pictures, each head in turn: a pointer waits for one message of
-        pixels at most, and a busy head starves no other."""
-        for head in self._heads.values():
+        pixels at most, and a busy head starves no other. One that has nothing to say is not asked
+        again before something was posted for it, or may have changed for all."""
+        for head in self._calling.values():
             message = head.pointer.next()
             if message is not None:
                 return message
-        for _ in range(len(self._turns)):
-            head = self._heads[self._turns[0]]
-            self._turns.rotate(-1)
+        for number, head in tuple(self._calling.items()):
+            del self._calling[number]
             message = head.next_picture(terms)
+            if message is not None or not terms.may_update:
+                self._calling[number] = head  # last in turn
             if message is not None:
                 return message
             if head.unmade is not None:
