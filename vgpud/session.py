@@ -77,7 +77,7 @@ class Session:
         self._rings = [
             RingTask(n, server, self.stats, gates[n]) for n, server in enumerate(self._servers)
         ]
-        self._watch = UeventWatch(self._unbound, self._store.retry, self._memory.syspaths)
+        self._watch = UeventWatch(self._unbound, self._appeared, self._memory.syspaths)
         if self.devices is not None or (config.dmabuf and self._udmabuf.absent):
             self._watch.need()
         self._nursery: trio.Nursery | None = None
@@ -235,6 +235,11 @@ class Session:
             await self.devices.drop(syspath)
         if await self.drop_device(syspath):
             log.info("vfio-unbound", device=syspath)
+
+    def _appeared(self) -> None:
+        """A kernel uevent: /dev/udmabuf is there. Heads look again for dma-bufs."""
+        self._store.retry()
+        self._display.memory_changed()
 
     async def _perform(self, action: Action) -> int:
         match action:

@@ -1,8 +1,8 @@
 """The tests in inner/ run in the lab, those in service/ in one whose first program is systemd, with
-our package at hand, those in vfio/ in one with an IOMMU and devices for VFIO. They are collected on
-this machine like any others (so that node ids, -k and -x work); when the first of them is due, one
-virtual machine is booted that runs all that were chosen, and each test's reports (outcome,
-traceback, output) are told out here.
+our package at hand, those in vfio/ in one with an IOMMU and devices for VFIO, those in handover/ in
+such a one that has QEMU 11.1 as well. They are collected on this machine like any others (so that
+node ids, -k and -x work); when the first of them is due, one virtual machine is booted that runs
+all that were chosen, and each test's reports (outcome, traceback, output) are told out here.
 
 In the lab VGPUD_LAB is set, and this file leaves the tests alone. Set it to run them out here, on a
 machine that has the devices.
@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab.remote import REPORTS, RemoteRun, Reporter
-from tests.support.lab import LabOptions
+from tests.support.lab import LabOptions, layer_args
 
 RUNS = pytest.StashKey[dict[str, RemoteRun]]()
 
@@ -51,10 +51,19 @@ def vfio() -> LabOptions:
     }
 
 
+def handover() -> LabOptions:
+    from tests.lab.image import qemu_image
+
+    layers = layer_args(90, qemu_image("trixie-backports"))
+    base = vfio()
+    return {**base, "memory": "3G", "qemu_args": [*base["qemu_args"], *layers]}
+
+
 FOLDERS: dict[str, Callable[[], LabOptions]] = {
     "inner": LabOptions,
     "service": service,
     "vfio": vfio,
+    "handover": handover,
 }
 
 

@@ -25,6 +25,7 @@ from typing import Any
 from tests.qemu.cache import CacheError, cache_dir, lock, made, run, step
 from tests.qemu.debian import sources, unpacked
 from tests.qemu.kernel import Kernel, kernel, modules_for
+from tests.qemu.roots import root as root_of
 from tests.support.guest_image import cpio
 
 CHECKOUT = Path(__file__).parents[2]
@@ -280,6 +281,17 @@ def initrd(linux: Kernel, modules: Sequence[str]) -> Path:
         (work / "initrd").write_bytes(cpio(files))
 
     return part("initrd", [linux.version, INIT.read_bytes(), *wanted], make) / "initrd"
+
+
+def qemu_image(name: str) -> Path:
+    """A root of tests/qemu/roots.py as an image that the lab maps."""
+    folder = root_of(name)
+
+    def make(work: Path) -> None:
+        with step(f"packing the root of {name}'s QEMU for the lab"):
+            image_of(debian_root() / "root", folder, work / "root.img")
+
+    return part("qemu", [name, str(folder.stat().st_mtime_ns)], make) / "root.img"
 
 
 def lab_image(

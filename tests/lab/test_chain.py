@@ -13,8 +13,9 @@ from types import ModuleType
 
 import pytest
 
+from tests.lab.conftest import vfio as vfio_lab
 from tests.lab.image import CHECKOUT, vmlinux
-from tests.lab.inner import dbus_frames, dbus_guest, dbus_life
+from tests.lab.inner import dbus_frames, dbus_guest, dbus_life, dbus_vfio
 from tests.lab.inner.dbus import GUEST_MOUNT, KERNEL_MOUNT
 from tests.lab.remote import DEADLINE, RemoteRun
 from tests.qemu.build import lab_image
@@ -22,7 +23,7 @@ from tests.qemu.kernel import kernel
 from tests.support.guest_image import guest_image
 from tests.support.lab import Lab, layer_args
 
-MODULES = (dbus_frames, dbus_life, dbus_guest)
+MODULES = (dbus_vfio, dbus_frames, dbus_life, dbus_guest)
 
 
 def node(module: ModuleType, name: str) -> str:
@@ -38,14 +39,14 @@ class ChainRun(RemoteRun):
 
     def __init__(self, config: pytest.Config, tests: list[str]) -> None:
         super().__init__(config, tests)
-        image = guest_image()
+        image, vfio = guest_image(), vfio_lab()
         self._lab = Lab(
             self._command(),
             timeout=DEADLINE,
             memory="3G",
             # The root of our QEMU is one more memory device, the last one.
-            qemu_args=layer_args(90, lab_image()),
-            modules=["vgem"],
+            qemu_args=[*vfio["qemu_args"], *layer_args(90, lab_image())],
+            modules=["vgem", *vfio["modules"]],
             mounts={
                 vmlinux_folder(): KERNEL_MOUNT,
                 image.initrd.parent: GUEST_MOUNT,

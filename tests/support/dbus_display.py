@@ -113,7 +113,7 @@ class Wire:
 
 
 class Frame:
-    """A dma-buf that QEMU shows, mapped here."""
+    """A dma-buf that QEMU shows, mapped here where it can be: VFIO's cannot."""
 
     def __init__(self, body: tuple[Any, ...]) -> None:
         descriptor, self.width, self.height, self.stride, fourcc, self.modifier, self.y0_top = body
@@ -123,7 +123,9 @@ class Frame:
         self.exp_name = dict(line.split(":\t", 1) for line in info).get("exp_name", "")
         """Who made the buffer, as the kernel says: udmabuf."""
         self.size = os.lseek(self.fd, 0, os.SEEK_END)
-        self._map = mmap.mmap(self.fd, self.size, mmap.MAP_SHARED, mmap.PROT_READ)
+        self._map: mmap.mmap | None = None
+        if self.exp_name != "vfio_pci_core":
+            self._map = mmap.mmap(self.fd, self.size, mmap.MAP_SHARED, mmap.PROT_READ)
 
     def __repr__(self) -> str:
         shape = f"{self.width}x{self.height} stride {self.stride} of {self.size} bytes"
@@ -131,6 +133,7 @@ class Frame:
 
     def pixels(self) -> bytes:
         """The bytes of the rows as they are now, without what lies between rows."""
+        assert self._map is not None, "a dma-buf that nobody can map"
         fcntl.ioctl(self.fd, DMA_BUF_IOCTL_SYNC, struct.pack("<Q", READ))
         try:
             row = 4 * self.width
@@ -140,7 +143,8 @@ class Frame:
             fcntl.ioctl(self.fd, DMA_BUF_IOCTL_SYNC, struct.pack("<Q", READ | END))
 
     def close(self) -> None:
-        self._map.close()
+        if self._map is not None:
+            self._map.close()
         os.close(self.fd)
 
 

@@ -102,8 +102,10 @@ MMIO = 0xE000_0000
 class PciDevice:
     """A PCI function on bus 0: found, its BARs assigned, memory and bus mastering on."""
 
-    def __init__(self, qtest: Qtest, ids: int = VIRTIO_GPU) -> None:
+    def __init__(self, qtest: Qtest, ids: int = VIRTIO_GPU, base: int = MMIO) -> None:
+        """Its BARs are assigned from `base` upwards."""
         self.qtest = qtest
+        self._base = base
         self.bars: dict[int, int] = {}
         for slot in range(32):
             self._devfn = slot << 3
@@ -130,7 +132,7 @@ class PciDevice:
 
     def _assign_bars(self) -> None:
         """Sizes are read as the specification says: write ones, see which stay."""
-        base, number = MMIO, 0
+        base, number = self._base, 0
         while number < 6:
             offset = 0x10 + 4 * number
             self.config_write(offset, 0xFFFF_FFFF)

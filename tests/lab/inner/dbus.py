@@ -43,8 +43,9 @@ def be_patient() -> None:
         function.__defaults__ = (PATIENCE,)
 
 
-def lab_qemu() -> Qemu:
-    """Our QEMU in the lab: its root is mounted when it is first asked for."""
+def lab_qemu(name: str = NAME, version: str = "10.0") -> Qemu:
+    """The lab's own QEMU, by default of our building: its root, the last memory device, is mounted
+    when it is first asked for."""
     if not (ROOT / "usr").exists():
         image = max(Path("/dev").glob("pmem*"), key=lambda path: int(path.name[4:]))
         script = f"""
@@ -57,7 +58,7 @@ workdir=/run/qemu/new/work root {ROOT}
             for folder in dev proc sys; do mount --rbind /$folder {ROOT}/$folder; done
         """
         subprocess.run(["sh", "-euc", script], check=True)
-    return Qemu(NAME, ("chroot", str(ROOT), f"/usr/bin/{PROGRAM}"), "10.0", ROOT)
+    return Qemu(name, ("chroot", str(ROOT), f"/usr/bin/{PROGRAM}"), version, ROOT)
 
 
 # -- blobs as bytes, from the specification and not from vgpuwire (see tests/qtest/gpu.py)
@@ -179,7 +180,9 @@ def rows(data: bytes, width: int, height: int, stride: int, start: int = 0) -> b
 
 @contextlib.contextmanager
 def chain(
-    heads: int = 1, backend_options: Sequence[str] = ("--scanout=dmabuf",)
+    heads: int = 1,
+    backend_options: Sequence[str] = ("--scanout=dmabuf",),
+    arguments: Sequence[str] = (),
 ) -> Iterator[Chain]:
     """vgpud, our QEMU with a D-Bus display, and a listener on each head; the device not started."""
     be_patient()
@@ -188,6 +191,7 @@ def chain(
         backend_options=backend_options,
         options=f"max_outputs={heads}",
         display=DISPLAY,
+        arguments=arguments,
     ) as pair:
         try:
             with pair.vm.explained(), Display(pair.vm.qmp) as display:
