@@ -31,7 +31,7 @@ class Found(NamedTuple):
     number: int
     """Its descriptor, in that process."""
     syspath: str
-    """/sys/devices/...; empty where the kernel does not tell (before 7.0)."""
+    """/sys/devices/...; empty where the kernel does not tell (6.12)."""
 
 
 def device_syspath(fd: OwnedFd) -> str:
