@@ -18,7 +18,7 @@ def rules(config: Config) -> list[sandbox.Allow]:
     found: list[sandbox.Allow] = []
     if _paths(config):
         found.append(sandbox.REMOVE_SOCKETS)
-    if _watches(config):
+    if config.watches:
         found += sandbox.UEVENTS
     if config.qmp is not None:
         found += sandbox.CONNECT
@@ -32,7 +32,7 @@ def confine(config: Config) -> None:
     if config.sandbox == "off":
         log.warning("no-sandbox", hint="a guest that takes this process over has all its rights")
         return
-    if _watches(config):
+    if config.watches:
         import_module("pyroute2.netlink.uevent")  # later there is no file to import from
     readable = [FDINFO, PARAMETERS, *([Folder("/proc")] if config.vfio_from_qemu else [])]
     folders = {os.path.dirname(path) for path in _paths(config)}
@@ -49,8 +49,3 @@ def confine(config: Config) -> None:
 def _paths(config: Config) -> list[str]:
     """Of the sockets that are ours to remove at the end."""
     return [path for path in (config.socket_path, config.control) if path is not None]
-
-
-def _watches(config: Config) -> bool:
-    """Whether uevents may concern it: device memory is shown as dma-bufs, or asked for."""
-    return config.dmabuf or config.qmp is not None

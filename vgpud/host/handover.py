@@ -16,6 +16,7 @@ from typing import Final, NamedTuple, Protocol
 from vgpud import _native
 from vgpud.errors import HostError
 from vgpud.host.fd import OwnedFd
+from vgpud.host.vfio import syspath_of
 
 VFIO_LINK: Final = "anon_inode:[vfio-device]"
 CDEV_LINK: Final = "/dev/vfio/devices/"
@@ -37,10 +38,10 @@ class Found(NamedTuple):
 def device_syspath(fd: OwnedFd) -> str:
     """Where sysfs has the VFIO device behind `fd`, which is borrowed; empty where the kernel does
     not tell. Raises HostError for anything else than a VFIO device."""
-    link, syspath = _look(PROC / "self", fd.fileno())
+    link = os.readlink(f"/proc/self/fd/{fd.fileno()}")
     if not _is_device(link):
-        raise HostError(f"the descriptor is {link or 'unknown'}, no VFIO device")
-    return syspath
+        raise HostError(f"the descriptor is {link}, no VFIO device")
+    return syspath_of(fd.fileno())
 
 
 def address_of(path: str) -> str:

@@ -44,9 +44,11 @@ class Uevents:
     """The kernel's events that concern us. Wait until fileno() is readable, then read()."""
 
     def __init__(self, sock: socket.socket | None = None) -> None:
-        """Raises HostError where the kernel gives none (a sandbox without AF_NETLINK)."""
-        from pyroute2.netlink.uevent import MarshalUevent
-
+        """Raises HostError where there are none: a sandbox without AF_NETLINK, no pyroute2."""
+        try:
+            from pyroute2.netlink.uevent import MarshalUevent
+        except (ImportError, OSError) as error:
+            raise HostError(f"uevents: {error}", remedy="install pyroute2") from error
         self._marshal = MarshalUevent()
         self._sock = _kernel_socket() if sock is None else sock
 
