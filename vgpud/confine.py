@@ -9,7 +9,7 @@ from vgpud import log
 from vgpud.config import Config
 from vgpud.errors import HostError
 from vgpud.host import sandbox
-from vgpud.host.fd import FDINFO, Folder
+from vgpud.host.fd import FDINFO
 from vgpud.host.udmabuf import PARAMETERS
 
 
@@ -34,10 +34,12 @@ def confine(config: Config) -> None:
         return
     if config.watches:
         import_module("pyroute2.netlink.uevent")  # later there is no file to import from
-    readable = [FDINFO, PARAMETERS, *([Folder("/proc")] if config.vfio_from_qemu else [])]
+    readable = [FDINFO, PARAMETERS]
     folders = {os.path.dirname(path) for path in _paths(config)}
     try:
-        in_force = sandbox.enter(config.sandbox, rules(config), readable, folders)
+        in_force = sandbox.enter(
+            config.sandbox, rules(config), readable, folders, traces=config.vfio_from_qemu
+        )
     except HostError as error:
         if config.sandbox == "kill":
             raise

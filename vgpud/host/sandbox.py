@@ -120,11 +120,14 @@ def enter(
     rules: Iterable[Allow] = (),
     readable: Iterable[Folder] = (),
     removable: Iterable[str] = (),
+    *,
+    traces: bool = False,
 ) -> dict[str, object]:
     """Give up what is in neither ALWAYS nor `rules`: with mode "on" it fails with EPERM, with
     "kill" it ends the process by SIGSYS. Through `readable` files may still be opened to be read,
     in `removable` they may be removed. All threads of now and later are confined. Returns what is
-    in force, for the log.
+    in force, for the log. With `traces` there is no Landlock: it forbids pidfd_getfd() and all else
+    that is like ptrace() of a process outside.
 
     Raises HostError where there is no filter; a kernel without Landlock is only told.
     """
@@ -132,7 +135,7 @@ def enter(
         seccomp = _library()
         _quiet_tracebacks()
         folders = array("i", _open(readable))
-        landlock = _landlock(folders, removable)
+        landlock = "off" if traces else _landlock(folders, removable)
         _filter(seccomp, mode, (*ALWAYS, *rules, *map(_opening, folders)))
     except (OSError, RuntimeError, ImportError) as error:
         remedy = "install libseccomp2 (and python3-seccomp, or pyseccomp from PyPI)"
