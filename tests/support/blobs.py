@@ -20,7 +20,7 @@ from tests.support.fake_display import FakeDisplay
 from tests.support.fake_frontend import EVENT_IDX, INDIRECT, VERSION_1, Region
 from tests.support.machine import EDID_AND_UUID, Machine, hdr, machine
 from tests.support.mock_driver import mem_entries
-from vgpud.config import Config
+from vgpud.config import DEFAULT_DEVICE_FPS, Config
 from vgpud.host.fd import OwnedFd
 from vgpud.host.udmabuf import DEVICE
 from vgpud.session import Session
@@ -211,10 +211,11 @@ async def blob_machine(
     udmabuf: OwnedFd | str = DEVICE,
     scanout: str = "dmabuf",
     ram_size: int = 16 << 20,
+    device_fps: float = DEFAULT_DEVICE_FPS,
     **options: object,
 ) -> AsyncIterator[BlobGuest]:
     """A booted machine whose session makes dma-bufs with this device."""
-    config = Config(scanout=scanout)
+    config = Config(scanout=scanout, device_fps=device_fps)
     async with machine(
         display=display, features=FEATURES, config=config, ram_size=ram_size, **options
     ) as vm:

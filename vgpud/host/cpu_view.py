@@ -1,7 +1,7 @@
 """A picture in device memory as the CPU sees it: mappings of the BARs, read in a thread.
 
 One mapping a window of a BAR, not one a run of the picture: the guarded copy finds each piece by
-itself, whatever their number, order and alignment (docs/decisions/0009).
+itself, whatever their number, order and alignment (docs/decisions/0011).
 """
 
 from __future__ import annotations

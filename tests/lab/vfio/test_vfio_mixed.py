@@ -16,18 +16,30 @@ from tests.lab.vfio.guest import (
     create_refused,
     exported,
     plug_bar,
+    refused,
     seen,
     show,
     went_dark,
 )
 from tests.support.blobs import PAGE, Frame, blob_machine, pattern
 from tests.support.fake_frontend import Region
+from tests.support.machine import hdr
+from tests.support.mock_driver import mem_entries
 from vgpud.errors import GuestError
 from vgpud.host.dmabuf import Quota
 from vgpud.host.fd import OwnedFd
 from vgpud.host.guest_memory import DeviceRegion
 from vgpud.host.vfio import VfioDevice, Window
-from vgpuwire import Ctrl
+from vgpuwire import (
+    Ctrl,
+    CursorPos,
+    Format,
+    Rect,
+    ResourceAttachBacking,
+    ResourceCreate2D,
+    TransferToHost2D,
+    UpdateCursor,
+)
 
 MIB = 1 << 20
 FRAME = Frame(128, 96)
@@ -175,6 +187,25 @@ async def test_pieces_that_are_no_whole_pages(
         await guest.vm.shown(await show(guest, 1, FRAME, entries))
     assert asked == []
     assert ("not whole pages" in caplog.text) == (mode == "dmabuf")
+
+
+async def test_nothing_but_a_head_reads_a_bar(device: Device) -> None:
+    """Neither a 2D resource nor a pointer: both are served in the event loop."""
+    async with blob_machine() as guest:
+        vm, bar = guest.vm, await plug_bar(guest, device)
+        create = hdr(Ctrl.CMD_RESOURCE_CREATE_2D)
+        await vm.ok(ResourceCreate2D(create, 1, Format.B8G8R8X8_UNORM, 32, 32))
+        attach = hdr(Ctrl.CMD_RESOURCE_ATTACH_BACKING)
+        await vm.ok(ResourceAttachBacking(attach, 1, 1), mem_entries([(bar.gpa, PAGE)]))
+        transfer = TransferToHost2D(hdr(Ctrl.CMD_TRANSFER_TO_HOST_2D), Rect(0, 0, 32, 32), 0, 1)
+        assert await refused(guest, transfer) == Ctrl.RESP_ERR_UNSPEC
+        await guest.create(2, [(bar.gpa, 64 * 64 * 4)], 64 * 64 * 4)
+        guest.write([(bar.gpa, 64 * 64 * 4)], pattern(64 * 64 * 4, 1))
+        update = UpdateCursor(hdr(Ctrl.CMD_UPDATE_CURSOR), CursorPos(0, 5, 6), 2, 0, 0)
+        vm.submit(update, room=0, ring=1)
+        await vm.reap(1, ring=1)
+        await vm.until(lambda: 0 in vm.display.cursor, "the pointer is told")
+        assert vm.display.cursor[0][2] == bytes(64 * 64 * 4), "there was none before"
 
 
 async def test_a_dmabuf_of_a_whole_bar(device: Device, caplog: pytest.LogCaptureFixture) -> None:
