@@ -118,6 +118,7 @@ class Session:
         """The main connection first: QEMU must not find a GPU socket closed while it lives
         (qemu-frontend, trap 10)."""
         self._sock.close()
+        self._reader.abort()
         for trace in self._traces:
             trace.close()
         for ring in self._rings:

@@ -50,20 +50,19 @@ class CpuView:
 
 def _of_dmabuf(runs: bytes, memory: Snapshot, size: int, quota: Quota) -> _native.Backing | None:
     """Its dma-buf, mapped: in one piece, and write-combined where the kernel knows how. Linux up
-    to 7.3 maps none, which is tried once a device."""
+    to 7.3 maps none, which is found out once a device."""
     try:
         placement = place(runs, memory.files)
         if not isinstance(placement, InBar) or placement.device.maps_dmabufs is False:
             return None
-        placement.device.maps_dmabufs = False
         dmabuf = placement.device.export(placement.bar, placement.ranges, size, quota)
     except CannotExport:
         return None
     region = _native.Region(dmabuf.fileno(), 0, dmabuf.size, 0, 0, device=True)
     dmabuf.close()  # the mapping holds it
-    if region.access == "none":
+    placement.device.maps_dmabufs = region.access != "none"
+    if not placement.device.maps_dmabufs:
         return None
-    placement.device.maps_dmabufs = True
     pieces = range(0, dmabuf.size, _LONGEST)
     entries = b"".join(_ENTRY.pack(at, min(_LONGEST, dmabuf.size - at), 0) for at in pieces)
     return _native.Backing(_native.GuestMemory([region]), entries)

@@ -148,7 +148,14 @@ class VfioDevice:
         self, bar: Bar, ranges: Iterable[tuple[int, int]], size: int, quota: Quota
     ) -> Dmabuf:
         """A dma-buf of (offset in the BAR, length) in this order, `size` bytes up to a page in
-        all; neighbours are merged. Raises CannotExport."""
+        all; neighbours are merged. Raises CannotExport.
+
+        Not while decoding is off: the kernel would make one that is revoked, importers would fail
+        without a word to us, and not try again when it is on.
+        """
+        if not self.decoding() and self.fileno() >= 0:
+            what = f"the guest has switched the memory of {self.name} off"
+            raise CannotExport("vfio-off", what)
         size = -(-size // PAGE) * PAGE
         merged = _checked(_merged(ranges), bar, size)
         token = quota.take(size, len(merged))

@@ -46,6 +46,11 @@ class Reader:
             if not self._stops:
                 self._idle.set()
 
+    def abort(self) -> None:
+        """End what is being read; at the end of a session, a screenshot that somebody waits for."""
+        for stop in self._stops:
+            stop[0] = 1
+
     @asynccontextmanager
     async def pause(self) -> AsyncIterator[None]:
         """In the block no thread touches device memory, nor does one that ends later hold it."""
@@ -53,8 +58,7 @@ class Reader:
             self._may_read = trio.Event()
         self._pauses += 1
         try:
-            for stop in self._stops:
-                stop[0] = 1
+            self.abort()
             await self._idle.wait()
             yield
         finally:

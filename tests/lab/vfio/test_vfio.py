@@ -85,6 +85,43 @@ async def test_in_shm_mode_the_cpu_reads_them(entries: object, device: Device) -
         await guest.vm.shown(data)
 
 
+@pytest.mark.parametrize("mode", ["dmabuf", "shm"])
+async def test_a_large_picture_in_many_pieces(
+    mode: str, device: Device, asked: list[Export]
+) -> None:
+    """1080p: 2,025 pages, none of which has its neighbour beside it. A thread exports it."""
+    frame = Frame(1920, 1080)
+    async with blob_machine(scanout=mode) as guest:
+        bar = await guest.plug(device.fd, device.size(), BAR << SHIFT)
+        entries = bar.pages()[: 2 * 2025 : 2][::-1]
+        data = await show(guest, 1, frame, entries)
+        if mode == "dmabuf":
+            await exported(guest)
+            buffer = guest.vm.display.screens[0].buffer
+            assert buffer is not None
+            assert (buffer.exporter(), buffer.size()) == ("vfio_pci_core", 2025 * PAGE)
+            assert list(struct.iter_unpack("=QQ", asked[0][1])) == merged(entries, bar)
+        else:
+            await guest.vm.shown(data)
+        assert await seen(guest) == data
+
+
+async def test_one_that_is_shown_while_decoding_is_off(device: Device) -> None:
+    """A dma-buf made now would be revoked: QEMU could not import it, and would not try again."""
+    async with blob_machine() as guest:
+        bar = await guest.plug(device.fd, device.size(), BAR << SHIFT)
+        data = pattern(SIZE, 1)
+        guest.write(contiguous(bar), data)
+        device.decode(False)
+        await guest.create(1, contiguous(bar), SIZE)
+        await guest.show(1, FRAME)
+        await guest.vm.flush(1, FRAME.rect)
+        assert guest.vm.display.screens[0].shown_nothing()
+        device.decode(True)
+        await guest.vm.flush(1, FRAME.rect)
+        await guest.vm.shown(data)
+
+
 async def test_a_part_of_it_is_a_copy(device: Device) -> None:
     """QEMU ignores a dma-buf's x, y and offset."""
     rect = Rect(16, 8, 64, 48)

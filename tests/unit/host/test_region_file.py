@@ -6,16 +6,18 @@ import fcntl
 import os
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.support.fake_vfio import FakeVfio
 from tests.unit.host.memory import PAGE, SEALS, memfd
 from vgpud.errors import HostError
 from vgpud.host import region_file
 from vgpud.host.fd import EventFd, OwnedFd
 from vgpud.host.region_file import RegionFile, classify
+from vgpud.host.vfio import VfioDevice
 
 SHRINK, WRITE, FUTURE_WRITE = fcntl.F_SEAL_SHRINK, fcntl.F_SEAL_WRITE, 0x10
 SEALABLE = os.MFD_ALLOW_SEALING
@@ -25,6 +27,66 @@ HUGE = 2 << 20
 def told(file: RegionFile) -> str:
     """The operator's line, as CannotExport has it."""
     return "" if file.obstacle is None else f"{file.obstacle.what}; {file.obstacle.remedy}"
+
+
+# -- VFIO devices
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeVfio]:
+    made = FakeVfio({2: PAGE})
+    yield made
+    made.close()
+
+
+def linked(monkeypatch: pytest.MonkeyPatch, link: str) -> None:
+    monkeypatch.setattr(region_file, "_link", lambda fd: link)
+
+
+@pytest.mark.parametrize(
+    ("link", "anonymous"),
+    [("anon_inode:[vfio-device]", True), ("/dev/vfio/devices/vfio0", False)],
+    ids=["of its group", "of its own node"],
+)
+def test_regions_of_one_device_share_it(
+    link: str, anonymous: bool, fake: FakeVfio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All anonymous inodes look alike: its folder under /sys tells."""
+    linked(monkeypatch, link)
+    folders = iter(["/sys/one", "/sys/two", "/sys/one", "", ""])
+    monkeypatch.setattr(region_file, "syspath_of", lambda fd: next(folders))
+    made: list[OwnedFd] = []
+
+    def device(fd: OwnedFd) -> VfioDevice:
+        made.append(fd)
+        return fake.device(["/sys/one", "/sys/two", "", ""][len(made) - 1])
+
+    monkeypatch.setattr(region_file, "VfioDevice", device)
+    known: list[RegionFile] = []
+    path = "/dev/null"
+    for _ in range(5):
+        with OwnedFd(os.eventfd(0) if anonymous else os.open(path, os.O_RDWR)) as fd:
+            known.append(classify(fd, known))
+    one, two, again, unknown, other = known
+    assert again is one
+    assert len({id(file) for file in (one, two, unknown, other)}) == 4
+    assert len(made) == 4
+    for file in known:
+        assert (file.kind, file.mappable, file.obstacle) == ("vfio", False, None)
+        assert file.device is not None
+        assert file.fileno() == file.device.fileno()
+    for file in known:
+        assert file.device is not None
+        file.device.close()
+
+
+def test_a_device_that_cannot_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The region is taken all the same: QEMU would not understand a refusal."""
+    linked(monkeypatch, "anon_inode:[vfio-device]")
+    with OwnedFd(os.eventfd(0)) as fd:
+        file = classify(fd)
+    assert (file.kind, file.mappable, file.device, file.fileno()) == ("vfio", False, None, -1)
+    assert "device memory cannot be used: asking a VFIO device for its BARs" in told(file)
 
 
 # -- memfds

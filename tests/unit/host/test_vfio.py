@@ -193,6 +193,17 @@ def test_decoding(fake: FakeVfio) -> None:
     assert not device.decoding()
 
 
+def test_nothing_is_exported_while_decoding_is_off(fake: FakeVfio) -> None:
+    """Linux makes a dma-buf that is revoked then."""
+    device, quota = fake.device(), Quota()
+    fake.decode(False)
+    with pytest.raises(CannotExport, match="switched the memory of fake off") as error:
+        device.export(device.bars[1], [(0, PAGE)], PAGE, quota)
+    assert (error.value.reason, fake.exports, quota.dmabufs) == ("vfio-off", [], 0)
+    fake.decode(True)
+    device.export(device.bars[1], [(0, PAGE)], PAGE, quota).close()
+
+
 def test_a_closed_device(fake: FakeVfio) -> None:
     before = open_fds()
     device, quota = fake.device(), Quota()

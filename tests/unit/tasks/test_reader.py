@@ -105,7 +105,9 @@ async def test_a_pause_ends_what_reads_and_holds_back_what_would() -> None:
 async def test_those_who_wait_for_their_turn_do_not_begin() -> None:
     reader, pictures = Reader(), [Slow() for _ in range(3)]
     async with trio.open_nursery() as nursery:
-        for picture in pictures:
+        nursery.start_soon(reader.read, pictures[0], RECT)
+        await begun(pictures[0])
+        for picture in pictures[1:]:
             nursery.start_soon(reader.read, picture, RECT)
         while not any(picture.threads for picture in pictures):
             await trio.lowlevel.checkpoint()
@@ -133,6 +135,15 @@ async def test_pauses_may_overlap() -> None:
         assert not picture.threads
         inner.set()
     assert picture.threads
+
+
+async def test_the_end_of_a_session_ends_a_screenshot() -> None:
+    reader, picture = Reader(), Slow()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reader.read, picture, RECT)
+        await begun(picture)
+        reader.abort()
+    assert picture.stopped == 1
 
 
 async def test_a_cancelled_read_ends_at_once() -> None:
