@@ -62,3 +62,9 @@ class Config:
         if self.scanout == "auto":
             return self.render_node is not None
         return self.scanout == "dmabuf"
+
+    @property
+    def uevents(self) -> bool:
+        """Whether kernel uevents may be watched: device memory is shown as dma-bufs, or asked for.
+        In shm mode what the memory table has of a device goes with QEMU's own descriptor of it."""
+        return self.dmabuf or self.qmp is not None

@@ -77,8 +77,8 @@ class Session:
         self._rings = [
             RingTask(n, server, self.stats, gates[n]) for n, server in enumerate(self._servers)
         ]
-        self._watches = config.watches
-        self._watch = UeventWatch(self._unbound, self._appeared, self._memory.syspaths)
+        self._may_watch = config.uevents
+        self._watch = UeventWatch(self._unbound, self._store.retry, self._memory.syspaths)
         if self.devices is not None or (config.dmabuf and self._udmabuf.absent):
             self._watch.need()
         self._nursery: trio.Nursery | None = None
@@ -343,7 +343,7 @@ class Session:
         for ring in self._rings:
             ring.rebind(self._memory.snapshot)
         self._display.memory_changed()
-        if self._watches and self._memory.syspaths():
+        if self._may_watch and self._memory.syspaths():
             self._watch.need()
 
 
