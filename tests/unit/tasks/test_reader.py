@@ -109,8 +109,7 @@ async def test_those_who_wait_for_their_turn_do_not_begin() -> None:
         await begun(pictures[0])
         for picture in pictures[1:]:
             nursery.start_soon(reader.read, picture, RECT)
-        while not any(picture.threads for picture in pictures):
-            await trio.lowlevel.checkpoint()
+        await trio.testing.wait_all_tasks_blocked()
         async with reader.pause():
             pass
     assert sum(len(picture.threads) for picture in pictures) == 1, "one at a time"
