@@ -37,7 +37,7 @@ chain: machine
 
 check: lint
 	$(ENTER)
-	exec pytest -m "not slow" tests/unit tests/contract tests/wire tests/attacks
+	exec pytest -m "not slow" tests/unit tests/contract tests/wire tests/attacks tests/fuzz
 
 diff:
 	$(ENTER)

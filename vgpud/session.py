@@ -16,7 +16,7 @@ from vgpud.config import Config
 from vgpud.device.gpu import FEATURES, GpuDevice
 from vgpud.device.outputs import DEFAULT_SIZES
 from vgpud.device.pixels import Picture
-from vgpud.device.resource import MAX_ALL_ENTRIES, MAX_RESOURCES, Blob, Image
+from vgpud.device.resource import Blob, Image
 from vgpud.errors import GuestError, HostError, PeerError, RingBroken
 from vgpud.host.fd import EventFd, OwnedFd, append, hung_up, memory_file
 from vgpud.host.guest_memory import DeviceRegion, GuestMemory
@@ -34,6 +34,7 @@ from vgpud.tasks.servers import ControlServer, CursorServer
 from vgpud.tasks.stats import Stats
 from vgpud.tasks.trace import MAX_TRACES, Filter, Trace, Traced
 from vgpud.tasks.uevent_watch import UeventWatch
+from vgpud.usage import Usage
 from vgpuwire import Ctrl, Rect
 
 RINGS: Final = ("control", "cursor")
@@ -143,6 +144,15 @@ class Session:
                 found.append((number, f"{shown[1].width}x{shown[1].height}", head.way))
         return found
 
+    def usage(self) -> dict[str, Usage]:
+        """What the guest has of each quota; in the status as [used, limit, refused]."""
+        return {
+            **self._device.resources.usage(),
+            **self._udmabuf.quota.usage(),
+            **self._store.usage(),
+            **self._display.usage(),
+        }
+
     def status(self) -> dict[str, object]:
         """For the control socket."""
         resources = list(self._device.resources)
@@ -150,21 +160,9 @@ class Session:
             "heads": {n: {"size": size, "way": way} for n, size, way in self.heads()},
             "images": sum(isinstance(r, Image) for r in resources),
             "blobs": sum(isinstance(r, Blob) for r in resources),
-            "quotas": self._quotas(),
+            "quotas": self.usage(),
             "guest_errors": {hex(code): n for code, n in self._device.guest_errors.items()},
             **self.stats.fields(),
-        }
-
-    def _quotas(self) -> dict[str, tuple[int, int]]:
-        """What the guest has, and may have."""
-        table, quota = self._device.resources, self._udmabuf.quota
-        dmabufs, pinned, _ = quota.limits
-        return {
-            "hostmem_bytes": (table.budget.used, table.budget.limit),
-            "resources": (len(table), MAX_RESOURCES),
-            "entries": (table.entries, MAX_ALL_ENTRIES),
-            "dmabufs": (quota.dmabufs, dmabufs),
-            "pinned_bytes": (quota.size, pinned),
         }
 
     def trace(self, wanted: Filter) -> OwnedFd:

@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 
 from vgpud.device.pixels import BYTES_PER_PIXEL, Backing, Surface
 from vgpud.errors import GuestError
+from vgpud.usage import Usage
 from vgpuwire import Ctrl
 
 MAX_RESOURCES: Final = 1 << 16
@@ -69,12 +70,14 @@ class Budget:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.used = 0
+        self.refused = 0
 
     def image_size(self, width: int, height: int) -> int:
         """Bytes of a width x height image; raises GuestError(ERR_OUT_OF_MEMORY) where the
         budget does not hold it. An empty image has no memory that could be shown: the same."""
         size = width * height * BYTES_PER_PIXEL
         if size == 0 or size > MAX_IMAGE or self.used + size >= self.limit:
+            self.refused += size > 0
             raise GuestError(
                 Ctrl.RESP_ERR_OUT_OF_MEMORY,
                 f"{width}x{height} does not fit: {self.used} of {self.limit} bytes are in use",
@@ -88,6 +91,8 @@ class ResourceTable:
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
         self.entries = 0
+        self.refused = [0, 0]
+        """How often there were too many resources, and too many entries."""
         self._by_id: dict[int, Image | Blob] = {}
 
     def __len__(self) -> int:
@@ -125,6 +130,7 @@ class ResourceTable:
         if resource_id == 0 or resource_id in self._by_id:
             raise GuestError(Ctrl.RESP_ERR_INVALID_RESOURCE_ID, f"id {resource_id} is not free")
         if len(self._by_id) >= MAX_RESOURCES:
+            self.refused[0] += 1
             raise GuestError(Ctrl.RESP_ERR_OUT_OF_MEMORY, f"{MAX_RESOURCES} resources exist")
 
     def add(self, resource: Image | Blob) -> None:
@@ -135,7 +141,17 @@ class ResourceTable:
     def require_entries(self, count: int) -> None:
         """Raises GuestError(ERR_OUT_OF_MEMORY) where so many entries more are too many."""
         if self.entries + count > MAX_ALL_ENTRIES:
+            self.refused[1] += 1
             raise GuestError(Ctrl.RESP_ERR_OUT_OF_MEMORY, f"{self.entries} entries are in use")
+
+    def usage(self) -> dict[str, Usage]:
+        """Quotas that are answered with ERR_OUT_OF_MEMORY; bytes and counts."""
+        budget, (resources, entries) = self.budget, self.refused
+        return {
+            "hostmem_bytes": Usage(budget.used, budget.limit, budget.refused),
+            "resources": Usage(len(self), MAX_RESOURCES, resources),
+            "entries": Usage(self.entries, MAX_ALL_ENTRIES, entries),
+        }
 
     def attach(self, resource: Image | Blob, backing: Backing, entries: int) -> None:
         entries = max(entries, backing.segments)

@@ -9,6 +9,7 @@ from typing import Final
 
 from vgpud.errors import HostError
 from vgpud.host.fd import OwnedFd
+from vgpud.usage import Usage
 
 MAX_DMABUFS: Final = 256
 """Dma-bufs of one guest: a quarter of the 1,024 descriptors that a process usually has."""
@@ -46,6 +47,7 @@ class Quota:
     ) -> None:
         self._max = (dmabufs, size, items)
         self._live: dict[object, tuple[int, int]] = {}
+        self._refused = [0, 0, 0]
         self._lock = threading.Lock()
 
     @property
@@ -58,27 +60,32 @@ class Quota:
         """Bytes pinned."""
         return sum(size for size, _ in list(self._live.values()))
 
-    @property
-    def limits(self) -> tuple[int, int, int]:
-        """Dma-bufs, bytes pinned, runs: the most of each."""
-        return self._max
-
     def take(self, size: int, items: int) -> object:
         """A token for give(). Raises CannotExport where nothing is left."""
         with self._lock:
             live = list(self._live.values())
             dmabufs, most, runs = self._max
             if len(live) >= dmabufs:
+                self._refused[0] += 1
                 raise CannotExport("quota-dmabufs", f"the guest has {dmabufs} dma-bufs already")
             if sum(one for one, _ in live) + size > most:
+                self._refused[1] += 1
                 what = f"the guest's dma-bufs would pin more than {most >> 20} MiB"
                 raise CannotExport("quota-bytes", what)
             if sum(one for _, one in live) + items > runs:
+                self._refused[2] += 1
                 what = f"the guest's dma-bufs would have more than {runs} pieces"
                 raise CannotExport("quota-items", what)
             token = object()
             self._live[token] = (size, items)
             return token
+
+    def usage(self) -> dict[str, Usage]:
+        """Quotas beyond which pictures are copied instead: dma-bufs, bytes and pieces."""
+        live = list(self._live.values())
+        used = (len(live), sum(size for size, _ in live), sum(items for _, items in live))
+        names = ("dmabufs", "pinned_bytes", "pieces")
+        return dict(zip(names, map(Usage, used, self._max, self._refused), strict=True))
 
     def give(self, token: object) -> None:
         """Once or more. It takes no lock: the garbage collector calls it from anywhere."""

@@ -19,6 +19,7 @@ from vgpud.host.fd import OwnedFd
 from vgpud.host.guest_memory import Snapshot
 from vgpud.host.region_file import RegionFile
 from vgpud.host.udmabuf import PAGE, Udmabuf
+from vgpud.usage import Usage
 from vgpuwire import Ctrl, Format, Rect
 from vgpuwire.ioctls import UdmabufCreateItem
 
@@ -177,6 +178,7 @@ class HostPixelStore:
         self._exported: WeakSet[HostSurface] = WeakSet()
         self._private: WeakSet[HostSurface] = WeakSet()
         self._explained: set[str] = set()
+        self._refused = 0
 
     def create_surface(self, width: int, height: int, pixel_format: int) -> HostSurface:
         """See `PixelStore.create_surface`. Pointers' images and what is beyond the number of
@@ -204,7 +206,8 @@ class HostPixelStore:
         (decision 5). None where there is no memory for it, or it would be too much: the guest's
         quota does not count it, and all of it is copied in one go."""
         size = width * height * 4
-        if size + sum(len(one.pixels) for one in self._private) > MAX_PRIVATE:
+        if size + self._private_bytes() > MAX_PRIVATE:
+            self._refused += 1
             self._explain(CannotExport("private", f"{size >> 20} MiB more for copies of scanouts"))
             return None
         try:
@@ -215,6 +218,13 @@ class HostPixelStore:
             number = error.errno or 0
             self._explain(CannotExport("memfd", "a memfd for a scanout", number))
             return None
+
+    def usage(self) -> dict[str, Usage]:
+        """Bytes of the display's own copies, beyond which pictures go as pixels."""
+        return {"canvas_bytes": Usage(self._private_bytes(), MAX_PRIVATE, self._refused)}
+
+    def _private_bytes(self) -> int:
+        return sum(len(one.pixels) for one in self._private)
 
     def _create(
         self, width: int, height: int, pixel_format: int, exporter: Exporter | None

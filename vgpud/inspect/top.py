@@ -46,7 +46,7 @@ def amount(value: float) -> str:
 
 def of(quota: Sequence[int], show: Any = str) -> str:
     """A quota: what is used and how much of it that is."""
-    used, limit = quota
+    used, limit, _ = quota
     return f"{show(used)} {100 * used // limit if limit else 0}%"
 
 

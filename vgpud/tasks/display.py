@@ -25,13 +25,14 @@ from vgpud.device.outcome import (
 )
 from vgpud.host.fd import hung_up, unread
 from vgpud.tasks.deadlines import Deadlines
-from vgpud.tasks.gpu_socket import GpuSocket, OnReply
+from vgpud.tasks.gpu_socket import MAX_OWED, QUEUED, GpuSocket, OnReply
 from vgpud.tasks.heads import Head
 from vgpud.tasks.mirror import MakeCanvas
 from vgpud.tasks.outgoing import Outgoing, Terms, Ticket
 from vgpud.tasks.reader import Reader
 from vgpud.tasks.refresher import Refresher
 from vgpud.tasks.stats import Stats
+from vgpud.usage import Usage
 
 FLUSH_DEADLINE: Final = 0.040
 """Seconds that a flush waits for the display at most: Linux gives up after 50 ms."""
@@ -139,6 +140,15 @@ class DisplayLink:
     def heads(self) -> dict[int, Head]:
         """Those that were ever named, by their number."""
         return dict(self._heads)
+
+    def usage(self) -> dict[str, Usage]:
+        """What waits for QEMU. Beyond it questions have answers of our own, damage is merged."""
+        gpu, stats = self._socket, self._stats
+        owed, queued = (0, 0) if gpu is None else (gpu.owed, gpu.queued)
+        return {
+            "questions": Usage(owed, MAX_OWED, stats.unasked),
+            "display_bytes": Usage(queued, QUEUED, stats.late_flushes),
+        }
 
     # -- QEMU's side
 

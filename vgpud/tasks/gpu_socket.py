@@ -34,6 +34,10 @@ MAX_OWED: Final = 64
 """Answers that QEMU owes before it is asked nothing more: a guest goes on asking where a display
 reads nothing."""
 
+QUEUED: Final = 3 << 20
+"""Bytes that wait for a display which reads nothing, at most: a tile of a picture, what is glued to
+it, the pointers of all heads and the questions. All else is a rectangle to be drawn later."""
+
 PARTS: Final = 64
 """Pieces a sendmsg is given: more rows than the socket's buffer holds only cost time."""
 
@@ -44,6 +48,10 @@ _WANTED: Final = GpuProtocolFeature.EDID | GpuProtocolFeature.DMABUF2
 
 OnReply = Callable[[Any], None]
 """Called with the parsed payload (vgpuwire says which), or a Silence."""
+
+
+def _nobody(_: object) -> None:
+    """Who asked has had the answer."""
 
 
 @dataclass(slots=True, eq=False)
@@ -57,8 +65,11 @@ class PendingReply:
     done: bool = False
 
     def answer(self, payload: object) -> None:
+        """The last word. Whoever asked is let go of: the deadline keeps this until it comes, and a
+        guest may ask ten thousand times a second, each time with a request of 256 KiB."""
         self.done = True
-        self.on_reply(payload)
+        on_reply, self.on_reply = self.on_reply, _nobody
+        on_reply(payload)
 
     def give_up(self) -> None:
         """Nobody will answer."""
@@ -67,8 +78,9 @@ class PendingReply:
 
     def expire(self) -> None:
         if not self.done:
+            self.done = True
             self.stats.unanswered += 1
-            self.answer(Silence.LATE)
+            self.on_reply(Silence.LATE)
 
 
 class GpuSocket:
@@ -115,10 +127,23 @@ class GpuSocket:
             if len(self._early) < MAX_OWED:
                 self._early.append((scanout_id, pending))
             else:
+                self._stats.unasked += 1
                 pending.give_up()
         else:
             self._ask_edid(scanout_id, pending)
         return pending
+
+    @property
+    def owed(self) -> int:
+        """Questions that QEMU has not answered."""
+        return len(self._owed)
+
+    @property
+    def queued(self) -> int:
+        """Bytes that wait for room in the socket."""
+        return sum(map(len, self._questions)) + sum(
+            len(part) for out in self._out for part in out.parts
+        )
 
     def pump(self) -> None:
         """Send until nothing is left, the socket is full, or others must have their turn."""
@@ -206,6 +231,7 @@ class GpuSocket:
 
     def _ask(self, message: bytes, question: PendingReply) -> None:
         if len(self._owed) >= MAX_OWED:
+            self._stats.unasked += 1
             question.give_up()
             return
         self._owed.append(question)

@@ -21,6 +21,7 @@ class Stats:
         self.dmabuf_updates = 0
         self.late_flushes = 0
         self.unanswered = 0
+        self.unasked = 0
         self._times: deque[float] = deque(maxlen=SAMPLES)
 
     def flushed(self, seconds: float) -> None:
@@ -49,6 +50,7 @@ class Stats:
             "dmabuf_updates": self.dmabuf_updates,
             "late_flushes": self.late_flushes,
             "unanswered": self.unanswered,
+            "unasked": self.unasked,
             "flush_p50_ms": f"{self.percentile(0.5) * 1e3:.2f}",
             "flush_p99_ms": f"{self.percentile(0.99) * 1e3:.2f}",
         }

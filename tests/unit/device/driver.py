@@ -265,7 +265,7 @@ def furnished(heads: int | None = 16) -> Driver:
     return driver
 
 
-COUNTERS = {"errors", "wrong_size"}
+COUNTERS = {"errors", "refused", "wrong_size"}
 """What may change on an error: it is for the operator, not for the guest."""
 OUTSIDE = {"_store", "fills", "known", "limit"}
 """The port itself, the fake's own notes, and what QEMU told about its heads."""

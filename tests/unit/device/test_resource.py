@@ -99,6 +99,32 @@ def test_resources_are_counted_however_small(monkeypatch: pytest.MonkeyPatch) ->
     table.require_free(4)
 
 
+def test_usage_tells_what_is_left_and_what_was_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_RESOURCES", 2)
+    monkeypatch.setattr(module, "MAX_ALL_ENTRIES", 10)
+    table = ResourceTable(Budget(100))
+    for number in (1, 2):
+        table.add(make(number, 40))
+    table.entries = 7
+    refused = [
+        lambda: table.budget.image_size(5, 1),
+        lambda: table.budget.image_size(1 << 31, 1 << 31),
+        lambda: table.require_free(3),
+        lambda: table.require_entries(4),
+        lambda: table.require_entries(4),
+        lambda: table.budget.image_size(0, 1),  # too little, not too much
+    ]
+    for one in refused:
+        with pytest.raises(GuestError):
+            one()
+    table.require_entries(3)
+    expected = {"hostmem_bytes": (80, 100, 2), "resources": (2, 2, 1), "entries": (7, 10, 2)}
+    assert table.usage() == expected
+    table.clear()
+    assert [usage.used for usage in table.usage().values()] == [0, 0, 0]
+    assert [usage.refused for usage in table.usage().values()] == [2, 1, 2], "for the operator"
+
+
 def test_N03_a_uuid_is_random_and_stays() -> None:
     one, two = make(1), make(2)
     first = one.assign_uuid()

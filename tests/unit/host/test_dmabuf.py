@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import suppress
 
 import pytest
 
@@ -75,6 +76,22 @@ def test_a_quota_of_pieces() -> None:
         quota.take(PAGE, 41)
     assert error.value.reason == "quota-items"
     quota.take(PAGE, 40)
+
+
+def test_usage_tells_what_is_left_and_what_was_refused() -> None:
+    quota = Quota(dmabufs=3, size=4 * PAGE, items=10)
+    kept = [quota.take(PAGE, 4), quota.take(2 * PAGE, 5)]
+    for size, items in ((2 * PAGE, 1), (PAGE, 2), (PAGE, 3), (PAGE, 1)):
+        with suppress(CannotExport):
+            kept.append(quota.take(size, items))
+    for _ in range(3):
+        with pytest.raises(CannotExport):
+            quota.take(0, 0)
+    assert quota.usage() == {
+        "dmabufs": (3, 3, 3),
+        "pinned_bytes": (4 * PAGE, 4 * PAGE, 1),
+        "pieces": (10, 10, 2),
+    }
 
 
 def test_the_limits_keep_a_page_s_count_below_its_overflow() -> None:

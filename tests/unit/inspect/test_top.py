@@ -12,11 +12,11 @@ from vgpud.inspect.top import HEADER, Sample, amount, lines, row
 SESSION = {
     "heads": {"0": {"size": "640x480", "way": "DMABUF_SCANOUT"}, "1": {"size": "8x8", "way": "x"}},
     "quotas": {
-        "hostmem_bytes": [1 << 20, 256 << 20],
-        "resources": [3, 65536],
-        "entries": [0, 10],
-        "dmabufs": [128, 256],
-        "pinned_bytes": [0, 4 << 30],
+        "hostmem_bytes": [1 << 20, 256 << 20, 0],
+        "resources": [3, 65536, 0],
+        "entries": [0, 10, 0],
+        "dmabufs": [128, 256, 0],
+        "pinned_bytes": [0, 4 << 30, 0],
     },
     "guest_errors": {"0x1203": 2},
     "frames": 100,

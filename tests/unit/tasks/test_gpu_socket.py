@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import struct
+import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -489,6 +490,42 @@ async def test_V12_what_qemu_owes_is_bounded(rig: Rig, kind: str, negotiated: bo
         rig.gpu.ask_display_info(rig.on_reply("again"))
         await rig.reply(GET_INFO, INFO)
         assert rig.got[-1] == ("again", INFO)
+
+
+@pytest.mark.parametrize("kind", ["answered", "given up"])
+async def test_whoever_asked_is_let_go_of_before_the_deadline(rig: Rig, kind: str) -> None:
+    """The deadline keeps the question for a second; a guest may ask ten thousand meanwhile, each
+    with a request of 256 KiB."""
+
+    class Asker:
+        def __call__(self, _: object) -> None:
+            pass
+
+    async with running(rig):
+        await rig.negotiate()
+        asker = Asker()
+        alive = weakref.ref(asker)
+        question = rig.gpu.ask_display_info(asker)
+        del asker
+        if kind == "answered":
+            await rig.reply(GET_INFO, INFO)
+        else:
+            rig.gpu.abandon()
+        assert question.done
+        assert alive() is None
+
+
+async def test_V12_what_waits_for_room_is_counted(rig: Rig) -> None:
+    async with running(rig):
+        await rig.negotiate()
+        assert (rig.gpu.queued, rig.gpu.owed) == (0, 0)
+        rig.sock.takes.extend([10, 0])
+        rig.gpu.speaking = True
+        rig.queue.append(Outgoing(deque([memoryview(bytes(100))])))
+        rig.gpu.pump()
+        assert rig.gpu.queued == 90
+        rig.gpu.ask_display_info(lambda _: None)
+        assert (rig.gpu.queued, rig.gpu.owed) == (102, 1)
 
 
 async def test_V11_a_display_that_keeps_up_leaves_turns_to_others(

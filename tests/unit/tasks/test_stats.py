@@ -58,7 +58,7 @@ def test_updates_and_other_messages_are_told_apart() -> None:
 
 def test_the_log_line_has_every_counter_and_times_in_milliseconds() -> None:
     stats = with_times([0.002] * 10)
-    stats.commands, stats.late_flushes, stats.unanswered = 7, 1, 2
+    stats.commands, stats.late_flushes, stats.unanswered, stats.unasked = 7, 1, 2, 3
     assert stats.fields() == {
         "frames": 10,
         "updates": 0,
@@ -67,6 +67,7 @@ def test_the_log_line_has_every_counter_and_times_in_milliseconds() -> None:
         "dmabuf_updates": 0,
         "late_flushes": 1,
         "unanswered": 2,
+        "unasked": 3,
         "flush_p50_ms": "2.00",
         "flush_p99_ms": "2.00",
     }
