@@ -4,7 +4,8 @@
 # make check   the inner loop: lint, types, unit, contract and wire tests
 # make diff    N generated scripts (1000) on QEMU's own device and on vgpud; SEED=1, QEMU=a root
 # make fuzz    SECONDS (60) of coverage-guided fuzzing for each target, or for TARGET
-# make bench   vgpud and the C back-end in turn on the same work; writes docs/performance.md (BENCH="--pairs 5")
+# make bench   vgpud and the C back-end in turn on the same work; BENCH="--write" makes the page
+# make soak    SECONDS (600) of everything in any order; nothing may grow
 # make qemu    QEMU 10.0 with our edit (blobs), built in a private root; prints the root
 # make install DESTDIR=, PREFIX=/usr, PYTHON=/usr/bin/python3: programs, units, manifest, manual pages
 # make deb     a Debian package for the release it is built on, in dist/
@@ -17,7 +18,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .SILENT:
-.PHONY: bench demo test chain check diff fuzz lint sanitize machine qemu install deb clean
+.PHONY: bench demo test chain check diff fuzz soak lint sanitize machine qemu install deb clean
 
 # The environment's programs first in PATH. Inside recipes only: `make clean` installs nothing.
 ENTER = venv=$$(tests/qemu/setup.sh); export PATH="$$venv/bin:$$PATH"
@@ -50,6 +51,10 @@ fuzz:
 bench:
 	$(ENTER)
 	exec python -m tests.bench --write $(BENCH)
+
+soak:
+	$(ENTER)
+	exec python -m tests.soak --seconds $(or $(SECONDS),600)
 
 lint:
 	$(ENTER)

@@ -76,6 +76,7 @@ def flat(one_round: Callable[[int], None], rounds: int = ROUNDS) -> None:
     """Run it often: after a warm-up neither descriptors nor memory grow."""
     for number in range(rounds // 3):
         one_round(number)
+    gc.collect()  # what an earlier test left behind is not this one's
     before = (fds(), resident())
     for number in range(rounds):
         one_round(number)

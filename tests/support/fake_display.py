@@ -110,6 +110,7 @@ class FakeDisplay:
         """Whether the back-end closed a socket first, which would hang QEMU."""
         self._sock: trio.socket.SocketType | None = None
         self._handled = trio.Event()
+        self._arrived: list[int] = []
 
     async def next_message(self) -> None:
         """Wait until one more message has been dealt with."""
@@ -147,7 +148,7 @@ class FakeDisplay:
             while True:
                 if self.paused is not None:
                     await self.paused.wait()
-                head, fds = await self._read(sock, HEADER.size)
+                head = await self._read(sock, HEADER.size)
                 if head is None:
                     self.hung_up = True
                     return
@@ -155,28 +156,32 @@ class FakeDisplay:
                 assert request in NAMES, f"QEMU does not know request {request}"
                 assert flags == 0, f"{NAMES[request]}: flags {flags:#x}"
                 assert size <= 64 << 20, f"{NAMES[request]}: {size} bytes"
-                payload, more = await self._read(sock, size)
+                payload = await self._read(sock, size)
                 assert payload is not None, f"{NAMES[request]} was cut off"
-                fds += more
+                fds, self._arrived = self._arrived, []
                 assert len(fds) <= NAMES[request].startswith("DMABUF_SCANOUT"), "a stray fd"
                 await self._handle(sock, NAMES[request], request, payload, fds)
                 self._handled.set()
                 self._handled = trio.Event()
         except (trio.ClosedResourceError, OSError):
             return
+        finally:
+            for fd in self._arrived:  # of a message of which no more was read
+                os.close(fd)
+            self._arrived = []
 
-    async def _read(
-        self, sock: trio.socket.SocketType, size: int
-    ) -> tuple[bytes | None, list[int]]:
+    async def _read(self, sock: trio.socket.SocketType, size: int) -> bytes | None:
         data, fds = bytearray(), array.array("i")
         while len(data) < size:
             part, anc, _, _ = await sock.recvmsg(size - len(data), socket.CMSG_SPACE(64))
             for _, _, raw in anc:
                 fds.frombytes(raw[: len(raw) - len(raw) % 4])
+            self._arrived += fds
+            del fds[:]
             if not part:
-                return None, list(fds)
+                return None
             data += part
-        return bytes(data), list(fds)
+        return bytes(data)
 
     async def _reply(self, sock: trio.socket.SocketType, request: int, payload: bytes) -> None:
         data = HEADER.pack(request, 4, len(payload)) + payload

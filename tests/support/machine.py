@@ -121,6 +121,9 @@ class Machine:
         gpu = self.display.new_socket()
         self._nursery.start_soon(self.display.serve)
         await self.frontend.start(gpu, self.features)
+        # What the device says before it has the call eventfds is lost here; QEMU looks for it when
+        # it unmasks a vector (virtio_pci_vq_vector_unmask).
+        await self.frontend.sync()
 
     async def stop(self) -> None:
         """QMP stop: the GPU socket closes first, then the rings."""

@@ -35,8 +35,8 @@ MAX_OWED: Final = 64
 reads nothing."""
 
 QUEUED: Final = 3 << 20
-"""Bytes that wait for a display which reads nothing, at most: a tile of a picture, what is glued to
-it, the pointers of all heads and the questions. All else is a rectangle to be drawn later."""
+"""Bytes that wait for a display which reads nothing, at most: the message begun, of a tile and of
+what the heads glue to it, and the questions. All else is a rectangle to be drawn later."""
 
 PARTS: Final = 64
 """Pieces a sendmsg is given: more rows than the socket's buffer holds only cost time."""
@@ -141,9 +141,8 @@ class GpuSocket:
     @property
     def queued(self) -> int:
         """Bytes that wait for room in the socket."""
-        return sum(map(len, self._questions)) + sum(
-            len(part) for out in self._out for part in out.parts
-        )
+        begun = () if self._out is None else self._out.parts
+        return sum(map(len, self._questions)) + sum(map(len, begun))
 
     def pump(self) -> None:
         """Send until nothing is left, the socket is full, or others must have their turn."""
