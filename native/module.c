@@ -1,6 +1,8 @@
 // Tables and multi-phase initialisation. Docstrings are in vgpud/_native.pyi only.
 #include "vgpu.h"
 
+#include <unistd.h>
+
 void raise_error(PyObject *type, const char *format, ...)
 {
 	char message[256];
@@ -70,6 +72,15 @@ int to_fd(PyObject *object, void *ret)
 		return 0;
 	*(int *)ret = (int)value;
 	return 1;
+}
+
+PyObject *from_fd(int fd)
+{
+	PyObject *number = PyLong_FromLong(fd);
+
+	if (!number)
+		close(fd);
+	return number;
 }
 
 int to_fd_or_none(PyObject *object, void *ret)

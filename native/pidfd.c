@@ -17,5 +17,5 @@ PyObject *take_fd(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs)
 	taken = syscall(SYS_pidfd_getfd, pidfd, fd, 0); // glibc has a wrapper from 2.36 on
 	if (taken < 0)
 		return PyErr_SetFromErrno(PyExc_OSError);
-	return PyLong_FromLong(taken);
+	return from_fd((int)taken);
 }

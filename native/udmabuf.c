@@ -63,5 +63,5 @@ PyObject *udmabuf_create(PyObject *Py_UNUSED(module), PyObject *args, PyObject *
 	Py_END_ALLOW_THREADS
 	if (fd < 0)
 		return PyErr_SetFromErrno(PyExc_OSError);
-	return PyLong_FromLong(fd);
+	return from_fd(fd);
 }

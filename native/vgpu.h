@@ -69,6 +69,8 @@ int to_u16(PyObject *object, void *ret);
 int to_u32(PyObject *object, void *ret);
 int to_u64(PyObject *object, void *ret);
 int to_fd(PyObject *object, void *ret);
+// A descriptor as an int that the caller owns; closed where there is no memory for the int.
+PyObject *from_fd(int fd);
 int to_fd_or_none(PyObject *object, void *ret); // -1 for None
 
 // The guarded copy -----------------------------------------------------------------------

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import pytest
 
@@ -280,6 +280,15 @@ def test_constructors_survive_failed_allocations(rig):
         with suppress(OSError):
             _native.udmabuf_create(made.ram.memfd, bytes(240), bytes(4))
 
+    def refused(call, *arguments):
+        with suppress(OSError):
+            call(made.ram.memfd, *arguments)
+
+    def answer():
+        queue = made.queue()
+        queue.push(queue.pop(), b"answer")
+        queue.publish()
+
     calls = [
         lambda: _native.Region(made.ram.memfd, *made.ram.regions[0]),
         lambda: _native.GuestMemory([region]),
@@ -293,6 +302,14 @@ def test_constructors_survive_failed_allocations(rig):
         lambda: made.queue().pop(),
         lambda: backing.runs(800),
         export,
+        answer,
+        lambda: _native.gather(bytes(4096), 256, 0, 0, 16, 16),
+        lambda: _native.copy_out(backing, 0, 40, 0, 0, 10, 10, 0, bytearray(400)),
+        lambda: _native.transfer(bytearray(400), 40, 0, 0, 10, 10, 0, backing, 0, 40),
+        lambda: _native.file_system(made.ram.memfd),
+        lambda: refused(_native.vfio_device_info),
+        lambda: refused(_native.vfio_region_info, 0),
+        lambda: refused(_native.vfio_get_dma_buf, 2, bytes(16)),
     ]
     for call in calls:
         for n in range(100):
@@ -311,6 +328,27 @@ def test_constructors_survive_failed_allocations(rig):
         assert n > 0
     made.device = made.queue()
     assert made.pop().request == b"request" * 10
+
+
+def test_a_descriptor_is_closed_where_there_is_no_memory_for_its_number():
+    """Numbers up to 256 are there already; a guest with many buffers has larger ones."""
+    _testcapi = pytest.importorskip("_testcapi")
+    with ExitStack() as stack:
+        low = [stack.enter_context(open("/dev/null")) for _ in range(300)]
+        pidfd = os.pidfd_open(os.getpid())
+        stack.callback(os.close, pidfd)
+        before = fds()
+        failed = 0
+        for n in range(20):
+            _testcapi.set_nomemory(n, n + 1)
+            try:
+                os.close(_native.pidfd_getfd(pidfd, low[0].fileno()))
+            except MemoryError:
+                failed += 1
+            finally:
+                _testcapi.remove_mem_hooks()
+        assert failed
+        assert fds() == before
 
 
 def test_a_queue_in_use_by_another_thread(rig):
