@@ -180,6 +180,23 @@ def test_trap_6_second_socket(pair: Served) -> None:
     pair.alive()
 
 
+def test_trap_6_sockets_without_end(the_qemu: Qemu) -> None:
+    """Trap 6 again and again: QEMU closes none of the sockets, and vgpud may not close one first.
+    So it gives the guest's GPU up, which QEMU lives through."""
+    with served(the_qemu, ends_well=False) as pair:
+        pair.vm.gpu.start()
+        Driver(pair.vm).expect(Driver(pair.vm).draw(64, 48))
+        for _ in range(100):
+            with pair.vm.explained():
+                pair.vm.gpu.status = 0x8F
+        with pair.vm.explained():
+            assert pair.vgpud.wait() == 1
+            assert "64 display sockets without a reset" in pair.vgpud.log()
+            assert pair.vm.qmp.execute("query-status")["running"]
+            pair.vm.qmp.execute("quit")
+            assert pair.vm.qemu.wait() == 0
+
+
 def test_trap_6_second_socket_in_flight(the_qemu: Qemu) -> None:
     """Trap 6 while frames are on their way through the first socket."""
     with served(the_qemu, ends_well=False) as pair:

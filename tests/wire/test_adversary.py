@@ -4,7 +4,9 @@ back with another socket has the right picture."""
 
 from __future__ import annotations
 
+import gc
 import os
+import socket
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,6 +17,8 @@ import trio.testing
 
 from tests.support.fake_display import HEADER, FakeDisplay
 from tests.support.machine import Machine, hdr, machine
+from vgpud.errors import PeerError
+from vgpud.tasks.display import MAX_KEPT
 from vgpud.tasks.gpu_socket import MAX_OWED, QUEUED
 from vgpuwire import Ctrl, CtrlHdr, CursorPos, GetEdid, Rect, UpdateCursor
 
@@ -53,6 +57,11 @@ class Adversary(FakeDisplay):
             data = data[await sock.send(data) :]
         if self.wrong.startswith("half"):
             self.close()
+
+
+def open_fds() -> int:
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
 
 
 WRONG = (
@@ -183,6 +192,31 @@ async def test_a_padded_question_is_not_kept() -> None:
         deadlines = vm.session._display._deadlines._heap
         kept = [one for _, _, one in deadlines if not one.done]
         assert kept == []
+
+
+async def test_a_guest_that_brings_display_sockets_without_end() -> None:
+    """With every write of its status QEMU sends one more and closes none: the session ends, the
+    daemon has as many descriptors as before."""
+    before = open_fds()
+    async with machine(fails=True) as vm:
+        await vm.boot()
+        kept = []
+        for _ in range(MAX_KEPT):
+            ours, theirs = socket.socketpair()
+            kept.append(ours)
+            await vm.frontend.send(33, b"", [theirs.fileno()])
+            theirs.close()
+            await vm.frontend.read_config()
+        ours, theirs = socket.socketpair()
+        await vm.frontend.send(33, b"", [theirs.fileno()])
+        theirs.close()
+        with trio.fail_after(5):
+            await vm.ended.wait()
+        assert isinstance(vm.error, PeerError)
+        assert "64 display sockets" in str(vm.error)
+        for sock in (*kept, ours):
+            sock.close()
+    assert open_fds() == before
 
 
 FLOOD = 200

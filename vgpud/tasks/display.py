@@ -23,6 +23,7 @@ from vgpud.device.outcome import (
     ShowSurface,
     Silence,
 )
+from vgpud.errors import PeerError
 from vgpud.host.fd import hung_up, unread
 from vgpud.tasks.deadlines import Deadlines
 from vgpud.tasks.gpu_socket import MAX_OWED, QUEUED, GpuSocket, OnReply
@@ -36,6 +37,9 @@ from vgpud.usage import Usage
 
 FLUSH_DEADLINE: Final = 0.040
 """Seconds that a flush waits for the display at most: Linux gives up after 50 ms."""
+
+MAX_KEPT: Final = 64
+"""GPU sockets that QEMU has left and not closed. A driver that works brings none."""
 
 NUDGE: Final = 0.001
 """Seconds between looks at whether QEMU has something to read, while it must not find nothing."""
@@ -155,8 +159,15 @@ class DisplayLink:
     def attach(self, sock: socket.socket) -> None:
         """A new GPU socket (GPU_SET_SOCKET). The one before, if QEMU has not closed it, is kept
         open and left alone: QEMU's read handler may still be on its descriptor, and closing it
-        first would hang QEMU (qemu-frontend, traps 6 and 10)."""
+        first would hang QEMU (qemu-frontend, traps 6 and 10). Raises PeerError where too many are
+        kept: a guest makes QEMU bring one with every write of its status, without end."""
         self._abandon()
+        if len(self._idle) >= MAX_KEPT:
+            sock.close()
+            raise PeerError(
+                f"the guest made QEMU bring {MAX_KEPT} display sockets without a reset; its GPU is"
+                " given up"
+            )
         self._socket = GpuSocket(sock, self._stats, self._next_message)
         self._had_socket = True
         self._arrived.set()
