@@ -9,9 +9,11 @@ import time
 import trio
 
 from tests.soak.load import Sample, growth, soak
+from vgpud import log
 
 
 def main() -> int:
+    log.configure("error")
     parser = argparse.ArgumentParser(prog="tests.soak", description="Everything, in any order.")
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--seed", type=int, default=1)

@@ -221,8 +221,9 @@ class FakeDisplay:
             body = struct.pack("<IIQIIII", 0x1104, 0, 0, 0, 0, 1024, 0)
             return body + EDID.ljust(1024, b"\0")
         if name == "DMABUF_UPDATE":
-            self.screens[fields[0]].updates.append(fields[1:5])
-            return b""
+            if fields[0] < self.outputs:
+                self.screens[fields[0]].updates.append(fields[1:5])
+            return b""  # QEMU logs one of a head that it lacks, and answers it
         if name.startswith("DMABUF_SCANOUT"):
             self._dmabuf_scanout(fields, fds)
         elif name == "SCANOUT":
@@ -241,6 +242,10 @@ class FakeDisplay:
 
     def _dmabuf_scanout(self, fields: tuple[int, ...], fds: list[int]) -> None:
         scanout, x, y, width, height, fd_width, fd_height, stride, flags, fourcc = fields[:10]
+        if scanout >= self.outputs:
+            for fd in fds:
+                os.close(fd)
+            return
         screen = self.screens[scanout]
         screen.drop_buffer()
         screen.pixels = None  # an UPDATE with the old surface would abort QEMU
