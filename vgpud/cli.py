@@ -15,9 +15,18 @@ from vgpud import __version__, log
 from vgpud.config import DEFAULT_DEVICE_FPS, DEFAULT_HOSTMEM, DEFAULT_UDMABUF, Config
 from vgpud.errors import HostError
 
-CAPABILITIES: Final = {"type": "gpu", "features": []}
-"""QEMU's schema knows "render-node" and "virgl": named when they work, since libvirt then relies
-on them."""
+DRI: Final = "/dev/dri"
+
+
+def capabilities(folder: str = DRI) -> dict[str, object]:
+    """What QEMU and libvirt may ask for. Their schema knows "virgl", which there is not, and
+    "render-node": named only where the host has one, since libvirt then gives one, and does not
+    start the machine if it finds none."""
+    try:
+        nodes = [name for name in os.listdir(folder) if name.startswith("renderD")]
+    except OSError:
+        nodes = []
+    return {"type": "gpu", "features": ["render-node"] if nodes else []}
 
 
 GARBAGE: Final = 10_000
@@ -146,7 +155,7 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
     """The configuration; exits with status 2 and one line for what cannot be understood."""
     parser = _parser()
     if "--print-capabilities" in (sys.argv[1:] if arguments is None else arguments):
-        print(json.dumps(CAPABILITIES))  # whatever else is there (QEMU's convention)
+        print(json.dumps(capabilities()))  # whatever else is there (QEMU's convention)
         parser.exit(0)
     options = parser.parse_args(arguments)
     if options.virgl:

@@ -33,7 +33,9 @@ def service() -> LabOptions:
 
     linux = vmlinux(kernel(), debian_root() / "root").parent
     mounts = {package(): PACKAGE, linux: KERNEL, guest_image().initrd.parent: GUEST}
-    return {"service": True, "memory": "3G", "mounts": mounts}
+    # libvirt's AppArmor profiles need a host that was set up for them.
+    options: LabOptions = {"service": True, "memory": "3G", "mounts": mounts}
+    return {**options, "kernel_args": "apparmor=0"}
 
 
 def vfio() -> LabOptions:

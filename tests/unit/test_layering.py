@@ -12,11 +12,14 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 # A module's layer is its longest name here; it imports layers of its `sees` and itself.
-LEAVES = {"vgpud", "vgpud.errors", "vgpud.config", "vgpud.log", "vgpud.usage"}
+LEAVES = {
+    *("vgpud", "vgpud.errors", "vgpud.config", "vgpud.log", "vgpud.journal", "vgpud.usage"),
+}
 PURE = {"vgpuwire", "vgpud.errors", "vgpud.usage"}
 BELOW = LEAVES | {"vgpuwire", "vgpud.device", "vgpud.backend", "vgpud.host"}
 SEES: dict[str, set[str]] = {
     **{leaf: set() for leaf in LEAVES},
+    "vgpud.log": {"vgpud.journal"},
     "vgpuwire": set(),
     "vgpud.device": PURE,
     "vgpud.backend": PURE,

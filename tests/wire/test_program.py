@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from vgpud import ctl
+from vgpud import cli, ctl
 
 VGPUD = [sys.executable, "-m", "vgpud", "--sandbox=kill"]
 PATIENCE = 20.0
@@ -90,7 +90,15 @@ def test_capabilities_whatever_else_is_asked() -> None:
     for options in ((), ("--fd=3",), ("--virgl", "--nonsense")):
         done = run("--print-capabilities", *options)
         assert done.returncode == 0
-        assert json.loads(done.stdout) == {"type": "gpu", "features": []}
+        assert json.loads(done.stdout) == cli.capabilities()
+
+
+def test_a_render_node_is_offered_where_there_is_one(tmp_path: Path) -> None:
+    assert cli.capabilities(str(tmp_path / "none"))["features"] == []
+    (tmp_path / "card0").touch()
+    assert cli.capabilities(str(tmp_path))["features"] == []
+    (tmp_path / "renderD128").touch()
+    assert cli.capabilities(str(tmp_path)) == {"type": "gpu", "features": ["render-node"]}
 
 
 @pytest.mark.parametrize(

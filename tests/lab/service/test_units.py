@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -99,6 +100,48 @@ def dmabuf_instance(instance: str) -> str:
     options.parent.mkdir(exist_ok=True)
     options.write_text("VGPUD_OPTIONS=--scanout=dmabuf\n")
     return instance
+
+
+def ctl(*arguments: str) -> str:
+    return run("vgpuctl", *arguments)
+
+
+async def test_vgpuctl_sees_it(dmabuf_instance: str) -> None:
+    name = dmabuf_instance
+    async with guest_of(name) as guest:
+        trace = await trio.lowlevel.open_process(
+            ["vgpuctl", f"--control={name}", "trace", "--json"], stdout=subprocess.PIPE
+        )
+        assert trace.stdout is not None
+        await trio.to_thread.run_sync(wait_for, lambda: "pipe:" in descriptors(name))
+        await guest.vm.picture(640, 480, pattern(640 * 480 * 4, 1), 3)
+        assert name in await trio.to_thread.run_sync(ctl, "list")
+        top = await trio.to_thread.run_sync(ctl, "top", "--once")
+        assert re.search(rf"^{name} +0:640x480\*", top, re.M), top
+        metrics = await trio.to_thread.run_sync(ctl, "metrics")
+        assert f'vgpud_dmabufs_used{{vm="{name}"}} 1' in metrics
+        told = b""
+        while b"RESOURCE_FLUSH" not in told:
+            told += os.read(trace.stdout.fileno(), 65536)
+        first = json.loads(told.splitlines()[0])
+        assert first["command"] == "RESOURCE_CREATE_2D"
+        assert (first["width"], first["answer"]) == (640, "OK_NODATA")
+        trace.terminate()
+        await trace.wait()
+
+
+def test_the_journal_has_the_fields(instance: str) -> None:
+    assert ask(instance)
+    unit = f"vgpud@{instance}.service"
+    wait_for(lambda: "session-end" in journal(unit))
+    text = run("journalctl", "--output=json", "VGPUD_EVENT=ready", f"_SYSTEMD_UNIT={unit}")
+    (line,) = map(json.loads, text.splitlines())
+    assert (line["PRIORITY"], line["VGPUD_SCANOUT"]) == ("6", "shm")
+
+
+def descriptors(name: str) -> str:
+    pid = show(f"vgpud@{name}.service", "MainPID")
+    return run("ls", "-l", f"/proc/{pid}/fd")
 
 
 async def test_a_guest_is_served_with_dma_bufs(dmabuf_instance: str) -> None:
