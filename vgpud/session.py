@@ -79,7 +79,7 @@ class Session:
             RingTask(n, server, self.stats, gates[n]) for n, server in enumerate(self._servers)
         ]
         self._may_watch = config.uevents
-        self._watch = UeventWatch(self._unbound, self._store.retry, self._memory.syspaths)
+        self._watch = UeventWatch(self._unbound, self._appeared, self._memory.syspaths)
         if self.devices is not None or (config.dmabuf and self._udmabuf.absent):
             self._watch.need()
         self._nursery: trio.Nursery | None = None
