@@ -64,7 +64,7 @@ class Config:
         return self.scanout == "dmabuf"
 
     @property
-    def uevents(self) -> bool:
+    def watches(self) -> bool:
         """Whether kernel uevents may be watched: device memory is shown as dma-bufs, or asked for.
         In shm mode what the memory table has of a device goes with QEMU's own descriptor of it."""
         return self.dmabuf or self.qmp is not None

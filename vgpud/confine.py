@@ -18,7 +18,7 @@ def rules(config: Config) -> list[sandbox.Allow]:
     found: list[sandbox.Allow] = []
     if _paths(config):
         found.append(sandbox.REMOVE_SOCKETS)
-    if config.uevents:
+    if config.watches:
         found += sandbox.UEVENTS
     if config.qmp is not None:
         found += sandbox.CONNECT
@@ -32,7 +32,7 @@ def confine(config: Config) -> None:
     if config.sandbox == "off":
         log.warning("no-sandbox", hint="a guest that takes this process over has all its rights")
         return
-    if config.uevents:
+    if config.watches:
         import_module("pyroute2.netlink.uevent")  # later there is no file to import from
     readable = [FDINFO, PARAMETERS]
     folders = {os.path.dirname(path) for path in _paths(config)}

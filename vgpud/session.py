@@ -78,7 +78,7 @@ class Session:
         self._rings = [
             RingTask(n, server, self.stats, gates[n]) for n, server in enumerate(self._servers)
         ]
-        self._may_watch = config.uevents
+        self._watches = config.watches
         self._watch = UeventWatch(self._unbound, self._appeared, self._memory.syspaths)
         if self.devices is not None or (config.dmabuf and self._udmabuf.absent):
             self._watch.need()
@@ -341,7 +341,7 @@ class Session:
         for ring in self._rings:
             ring.rebind(self._memory.snapshot)
         self._display.memory_changed()
-        if self._may_watch and self._memory.syspaths():
+        if self._watches and self._memory.syspaths():
             self._watch.need()
 
 
