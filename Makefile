@@ -4,7 +4,7 @@
 # make check   the inner loop: lint, types, unit, contract and wire tests
 # make diff    N generated scripts (1000) on QEMU's own device and on vgpud; SEED=1, QEMU=a root
 # make fuzz    SECONDS (60) of coverage-guided fuzzing for each target, or for TARGET
-# make bench   vgpud and the C back-end in turn on the same work; BENCH="--write" makes the page
+# make bench   vgpud and the C back-end in turn on the same work; writes docs/performance.md (BENCH="--pairs 5")
 # make soak    SECONDS (600) of everything in any order; nothing may grow
 # make qemu    QEMU 10.0 with our edit (blobs), built in a private root; prints the root
 # make install DESTDIR=, PREFIX=/usr, PYTHON=/usr/bin/python3: programs, units, manifest, manual pages
