@@ -7,7 +7,7 @@ import os
 import re
 import socket
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 SOCKET: Final = "/run/systemd/journal/socket"
 PRIORITY: Final = {"debug": 7, "info": 6, "warning": 4, "error": 3}
@@ -39,7 +39,7 @@ def connected(
     return sock
 
 
-def datagram(level: str, event: str, line: str, fields: Mapping[str, Any]) -> bytes:
+def datagram(level: str, event: str, line: str, fields: Mapping[str, str]) -> bytes:
     """A line with its fields: MESSAGE, PRIORITY, SYSLOG_IDENTIFIER, VGPUD_EVENT and VGPUD_KEY."""
     entries = {
         "MESSAGE": line,
@@ -49,7 +49,7 @@ def datagram(level: str, event: str, line: str, fields: Mapping[str, Any]) -> by
     }
     for key, value in fields.items():
         # A field's name: A to Z, digits, "_".
-        entries["VGPUD_" + re.sub(r"[^A-Z0-9_]", "_", key.upper())] = str(value)
+        entries["VGPUD_" + re.sub(r"[^A-Z0-9_]", "_", key.upper())] = value
     return b"".join(map(_field, entries, entries.values()))
 
 

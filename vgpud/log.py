@@ -75,14 +75,13 @@ def configure(level: str) -> None:
     _logger.setLevel(level.upper())
 
 
-def _value(value: Any) -> str:
-    text = str(value)
+def _value(text: str) -> str:
     if text and all(c > " " and c not in "\"'=\\" and c != "\x7f" for c in text):
         return text
     return json.dumps(text)
 
 
-def _line(event: str, fields: dict[str, Any]) -> str:
+def _line(event: str, fields: dict[str, str]) -> str:
     return " ".join([f"event={event}", *(f"{key}={_value(v)}" for key, v in fields.items())])
 
 
@@ -93,8 +92,9 @@ def _tell(level: int, event: str, fields: dict[str, Any]) -> None:
             return
         if left_out:
             fields = {**fields, "left_out": left_out}
-    extra = {"event": event, "fields": fields}
-    _logger.log(level, "%s", _line(event, fields), extra=extra)
+    # Text at once: an error that a record keeps would keep its frames, and their descriptors.
+    texts = {key: str(value) for key, value in fields.items()}
+    _logger.log(level, "%s", _line(event, texts), extra={"event": event, "fields": texts})
 
 
 def debug(event: str, **fields: Any) -> None:

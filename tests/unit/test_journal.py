@@ -23,7 +23,7 @@ def parsed(data: bytes) -> dict[str, bytes]:
 
 
 def test_fields_are_kept_apart_whatever_they_hold() -> None:
-    fields = {"reason": "x\nPRIORITY=0\n", "p50-ms": 1.5}
+    fields = {"reason": "x\nPRIORITY=0\n", "p50-ms": "1.5"}
     assert parsed(datagram("warning", "no-dmabuf", "event=no-dmabuf", fields)) == {
         "MESSAGE": b"event=no-dmabuf",
         "PRIORITY": b"4",
