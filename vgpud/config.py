@@ -49,12 +49,6 @@ class Config:
     """Whether VFIO descriptors may be taken from QEMU's process."""
 
     @property
-    def watches(self) -> bool:
-        """Whether kernel uevents may concern it: device memory is shown as dma-bufs, or asked
-        for."""
-        return self.dmabuf or self.qmp is not None
-
-    @property
     def dmabuf(self) -> bool:
         """Whether pictures go as dma-bufs. The protocol never says whether QEMU's display takes
         them, so `auto` does so only if the launcher gave a render node: then the display has GL
