@@ -80,10 +80,10 @@ qemu:
 	exec python -m tests.qemu.build
 
 install:
-	exec packaging/install.sh
+	exec systemd/package/install.sh
 
 deb:
-	exec packaging/deb.sh
+	exec systemd/package/deb.sh
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis vgpud/_native.*.so

@@ -315,6 +315,7 @@ def lab_image(
 def main() -> int:
     try:
         lab_image()
+        lab_image(service=True)
     except CacheError as error:
         print(f"tests.lab.image: {error}", file=sys.stderr)
         return 1

@@ -14,7 +14,7 @@ from tests.qemu.cache import run, step
 # The root has no network: what is vendored is fetched out here.
 OFFLINE = "--no-index --no-build-isolation --find-links=wheels"
 SOURCES = ("Makefile", "pyproject.toml", "README.md", "LICENSE")
-FOLDERS = ("docs", "native", "packaging", "protocol", "systemd", "vgpud")
+FOLDERS = ("docs", "native", "protocol", "systemd", "vgpud")
 
 
 def files() -> list[Path]:
@@ -38,11 +38,13 @@ def package() -> Path:
             with step("building vgpud's Debian package"):
                 ignore = shutil.ignore_patterns(*GENERATED)
                 shutil.copytree(CHECKOUT, tree, ignore=ignore, copy_function=copy_if_there)
-                wanted = subprocess.check_output([CHECKOUT / "packaging/vendored.sh"], text=True)
+                wanted = subprocess.check_output(
+                    [CHECKOUT / "systemd/package/vendored.sh"], text=True
+                )
                 pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download"]
                 wheels = ["--quiet", "--retries=10", "--no-deps", "--dest", str(tree / "wheels")]
                 run([*pip, *wheels, *wanted.split()])
-                script = f"cd /tmp/{tree.name} && PIP_OPTIONS='{OFFLINE}' packaging/deb.sh"
+                script = f"cd /tmp/{tree.name} && PIP_OPTIONS='{OFFLINE}' systemd/package/deb.sh"
                 run([*inside(root), "sh", "-c", script])
                 for deb in (tree / "dist").glob("*.deb"):
                     shutil.move(deb, work)

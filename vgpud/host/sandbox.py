@@ -6,6 +6,7 @@ system any more: Landlock takes it away, the filter below all system calls that 
 
 from __future__ import annotations
 
+import ctypes.util
 import errno
 import linecache
 import os
@@ -13,7 +14,7 @@ import sys
 import traceback
 from array import array
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Final, NamedTuple
 
 from vgpud import _native
@@ -199,8 +200,21 @@ def _library() -> Any:
     try:
         import seccomp
     except ImportError:
-        import pyseccomp as seccomp
+        with _known_libraries():
+            import pyseccomp as seccomp
     return seccomp
+
+
+@contextmanager
+def _known_libraries() -> Iterator[None]:
+    """pyseccomp looks for the libraries by running ldconfig: 15 ms of each start."""
+    find = ctypes.util.find_library
+    names = {"c": "libc.so.6", "seccomp": "libseccomp.so.2"}
+    ctypes.util.find_library = lambda name: names[name]
+    try:
+        yield
+    finally:
+        ctypes.util.find_library = find
 
 
 def _quiet_tracebacks() -> None:

@@ -2,13 +2,13 @@
 # deb.sh: a Debian package of the tree as it is, for the release it is built on; prints its path.
 # Needs python3-dev, python3-pip, python3-setuptools 77, gcc, lowdown.
 set -euo pipefail
-cd "$(dirname "$(readlink -f "$0")")/.."
+cd "$(dirname "$(readlink -f "$0")")/../.."
 python=${PYTHON:-/usr/bin/python3}
 version=$(sed -n 's/^__version__ = "\(.*\)"/\1/p' vgpud/__init__.py)
 architecture=$(dpkg --print-architecture)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-DESTDIR=$work/root PYTHON=$python packaging/install.sh >&2
+DESTDIR=$work/root PYTHON=$python systemd/package/install.sh >&2
 
 # The extension is made for one Python.
 read -r this next <<<"$("$python" -c 'import sys; a, b = sys.version_info[:2]; print(f"{a}.{b} {a}.{b + 1}")')"

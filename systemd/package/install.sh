@@ -3,11 +3,12 @@
 # The programs get a folder of their own, which no other Python program sees. VENDOR names what is
 # put there beside them; by default what Debian's stable release lacks. PIP_OPTIONS is for pip.
 set -euo pipefail
-cd "$(dirname "$(readlink -f "$0")")/.."
+cd "$(dirname "$(readlink -f "$0")")/../.."
 destdir=${DESTDIR:-} prefix=${PREFIX:-/usr} python=${PYTHON:-/usr/bin/python3}
 read -r -a options <<<"${PIP_OPTIONS:-}"
-read -r -a vendor <<<"${VENDOR-$(packaging/vendored.sh)}"
+read -r -a vendor <<<"${VENDOR-$(systemd/package/vendored.sh)}"
 libdir=$prefix/lib/vgpud bindir=$prefix/bin
+command -v lowdown >/dev/null || { echo "install: lowdown is needed for the manual pages" >&2; exit 1; }
 
 rm -rf "$destdir$libdir" build
 for what in . "${vendor[@]}"; do
@@ -22,9 +23,9 @@ fill() { # FILE TARGET [MODE]
     sed "s,@BINDIR@,$bindir,; s,@LIBDIR@,$libdir,; s,@MODULE@,${module:-},; 1s,^#!/usr/bin/python3,#!$python," \
         "$1" >"$destdir$2"
 }
-module=cli fill packaging/launcher "$bindir/vgpud" 755
-module=ctl fill packaging/launcher "$bindir/vgpuctl" 755
-fill packaging/40-vgpud.json "$prefix/share/qemu/vhost-user/40-vgpud.json"
+module=cli fill systemd/package/launcher "$bindir/vgpud" 755
+module=ctl fill systemd/package/launcher "$bindir/vgpuctl" 755
+fill systemd/package/40-vgpud.json "$prefix/share/qemu/vhost-user/40-vgpud.json"
 fill systemd/vgpud@.service "$prefix/lib/systemd/system/vgpud@.service"
 fill systemd/vgpud@.socket "$prefix/lib/systemd/system/vgpud@.socket"
 fill systemd/vgpud.sysusers "$prefix/lib/sysusers.d/vgpud.conf"
@@ -35,7 +36,7 @@ for page in docs/man/*.md; do
     name=$(basename "$page" .md)
     target=$destdir$prefix/share/man/man${name##*.}/$name.gz
     mkdir -p "$(dirname "$target")"
-    packaging/manpage.sh "$page" | gzip -9n >"$target"
+    systemd/package/manpage.sh "$page" | gzip -9n >"$target"
 done
 for page in README.md docs/*.md; do
     install -D -m 644 "$page" "$destdir$prefix/share/doc/vgpud/$(basename "$page")"
