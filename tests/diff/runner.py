@@ -215,7 +215,7 @@ def _desc(address: int, length: int, flags: int, following: int) -> bytes:
 
 
 @contextlib.contextmanager
-def _machine(qemu: Qemu, serve: Sequence[str] | None) -> Iterator[Vm]:
+def _machine(qemu: Qemu, serve: Sequence[str] | None, own: str) -> Iterator[Vm]:
     arguments: list[str] = []
     for number, base in enumerate(DIMMS):
         memory = f"memory-backend-memfd,id=dimm{number},size={DIMM_SIZE},share=on"
@@ -224,7 +224,7 @@ def _machine(qemu: Qemu, serve: Sequence[str] | None) -> Iterator[Vm]:
     size = f"{RAM_SIZE >> 20}M,slots=2,maxmem=1G"
     options = f"max_outputs={HEADS}"
     if serve is None:
-        with vm(qemu, options=options, arguments=arguments, size=size) as machine:
+        with vm(qemu, options=options + own, arguments=arguments, size=size) as machine:
             yield machine
     else:
         with backend(serve) as (child, socket):
@@ -235,10 +235,10 @@ def _machine(qemu: Qemu, serve: Sequence[str] | None) -> Iterator[Vm]:
 
 
 @contextlib.contextmanager
-def device(qemu: Qemu, serve: Sequence[str] | None = VGPUD) -> Iterator[Device]:
-    """A machine to run scripts on: its GPU is QEMU's own (`serve` is None), or the back-end that
-    this command starts."""
-    with _machine(qemu, serve) as machine:
+def device(qemu: Qemu, serve: Sequence[str] | None = VGPUD, own: str = "") -> Iterator[Device]:
+    """A machine to run scripts on: its GPU is QEMU's own (`serve` is None) with the options `own`,
+    or the back-end that this command starts."""
+    with _machine(qemu, serve, own) as machine:
         running = Device(machine)
         try:
             yield running

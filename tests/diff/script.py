@@ -6,6 +6,10 @@ One step a line, numbers in order, then what is unusual about it:
     attach 1 0x400000:4096 0x402000:3   resource, then address:length of each entry
     transfer 1 0 0 64 48 0              resource, x, y, width, height, offset
     set_scanout 0 1 0 0 64 48           scanout, resource, x, y, width, height
+    create_blob 1 12288 0x400000:12288  resource, size, then its entries
+    set_scanout_blob 0 1 0 0 64 48 64 48 1 256 0
+                                        scanout, resource, x, y, width, height of the rectangle,
+                                        then width, height, format, stride, offset of the buffer
     flush 1 0 0 64 48                   resource, x, y, width, height
     dump                                wait for all answers, then a screendump of each head
 
@@ -46,6 +50,9 @@ _ENCODERS: dict[str, Callable[..., bytes]] = {
     "detach": gpu.detach,
     "transfer": lambda res, x, y, w, h, offset: gpu.transfer(res, (x, y, w, h), offset),
     "set_scanout": lambda head, res, x, y, w, h: gpu.set_scanout(head, res, (x, y, w, h)),
+    "set_scanout_blob": lambda head, res, x, y, w, h, width, height, form, stride, offset: (
+        gpu.set_scanout_blob(head, res, (x, y, w, h), (width, height), form, stride, offset)
+    ),
     "flush": lambda res, x, y, w, h: gpu.flush(res, (x, y, w, h)),
     "get_edid": gpu.get_edid,
     "assign_uuid": gpu.assign_uuid,
@@ -95,6 +102,8 @@ class Step:
         """The bytes that the device reads."""
         if self.op == "attach":
             data = gpu.attach(self.args[0], self.entries, self.count)
+        elif self.op == "create_blob":
+            data = gpu.create_blob(*self.args, self.entries, self.count)
         else:
             data = _ENCODERS[self.op](*self.args)
         if self.fence is not None:
@@ -160,7 +169,7 @@ class Script:
     @property
     def heads(self) -> list[int]:
         """The scanouts that the script shows something on: those worth a screendump."""
-        used = {step.args[0] for step in self.steps if step.op == "set_scanout"}
+        used = {step.args[0] for step in self.steps if step.op[:11] == "set_scanout"}
         return sorted(head for head in used if head < HEADS)
 
 

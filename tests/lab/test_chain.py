@@ -15,7 +15,7 @@ import pytest
 
 from tests.lab.conftest import vfio as vfio_lab
 from tests.lab.image import CHECKOUT, vmlinux
-from tests.lab.inner import dbus_frames, dbus_guest, dbus_life, dbus_vfio
+from tests.lab.inner import dbus_frames, dbus_guest, dbus_life, dbus_vfio, diff_blob
 from tests.lab.inner.dbus import GUEST_MOUNT, KERNEL_MOUNT
 from tests.lab.remote import DEADLINE, RemoteRun
 from tests.qemu.build import lab_image
@@ -23,7 +23,7 @@ from tests.qemu.kernel import kernel
 from tests.support.guest_image import guest_image
 from tests.support.lab import Lab, layer_args
 
-MODULES = (dbus_vfio, dbus_frames, dbus_life, dbus_guest)
+MODULES = (dbus_vfio, dbus_frames, dbus_life, dbus_guest, diff_blob)
 
 
 def node(module: ModuleType, name: str) -> str:

@@ -71,6 +71,29 @@ def flush(resource: int, rect: Rect) -> bytes:
     return hdr(FLUSH) + struct.pack("<4III", *rect, resource, 0)
 
 
+def create_blob(
+    resource: int, size: int, entries: Sequence[tuple[int, int]], count: int | None = None
+) -> bytes:
+    """A shareable blob of guest memory."""
+    array = b"".join(struct.pack("<QII", address, length, 0) for address, length in entries)
+    claimed = len(entries) if count is None else count
+    return hdr(CREATE_BLOB) + struct.pack("<IIIIQQ", resource, 1, 2, claimed, 0, size) + array
+
+
+def set_scanout_blob(
+    scanout: int,
+    resource: int,
+    rect: Rect,
+    size: tuple[int, int],
+    pixel_format: int,
+    stride: int,
+    offset: int,
+) -> bytes:
+    head = struct.pack("<4III", *rect, scanout, resource)
+    planes = struct.pack("<4I4I", stride, 0, 0, 0, offset, 0, 0, 0)
+    return hdr(SET_SCANOUT_BLOB) + head + struct.pack("<4I", *size, pixel_format, 0) + planes
+
+
 def get_edid(scanout: int) -> bytes:
     return hdr(GET_EDID) + struct.pack("<II", scanout, 0)
 
