@@ -254,8 +254,7 @@ class Head:
             if self._way is _Way.BUFFER and self._told is not _OFF:
                 # QEMU keeps the old dma-buf until it is told to let go (trap 13).
                 scanout = self._no_buffer() + scanout
-            if not self._damage:
-                self._damage.append((self._whole(), []))
+            self._damage_whole()
         if not self._damage:
             return None
         out = Outgoing(deque([scanout] if scanout else ()))
@@ -298,8 +297,7 @@ class Head:
             return None
         if self._way is not _Way.BUFFER or self._told != source.layout:
             self._way, self._told = _Way.BUFFER, source.layout
-            if not self._damage:
-                self._damage.append((self._whole(), []))
+            self._damage_whole()
             return self._dmabuf_scanout(source, terms)
         if not self._damage:
             return None
@@ -372,8 +370,8 @@ class Head:
             return None
         if fresh:
             canvas.paint(self._whole(), picture.rows(self._rect))
-        elif not self._damage:
-            self._damage.append((self._whole(), []))
+        else:
+            self._damage_whole()
         self._canvas = canvas
         return _Source(canvas, canvas, dmabuf)
 
@@ -411,6 +409,13 @@ class Head:
             self._damage.append((rect, tickets))
         else:
             self._mirror.add(rect, tickets)
+
+    def _damage_whole(self) -> None:
+        """All is to be drawn, whatever of it was damaged: of what QEMU shows from now on, or of a
+        canvas that was not kept up to date, nothing is right yet."""
+        whole = self._whole()
+        if all(rect != whole for rect, _ in self._damage):
+            self._damage.append((whole, self._drop_ready()))
 
     def _drop_damage(self) -> list[Ticket]:
         return self._drop_ready() + ([] if self._mirror is None else self._mirror.drop())

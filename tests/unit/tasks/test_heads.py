@@ -1008,6 +1008,22 @@ def test_V05_from_dmabuf_to_pixels_and_back_qemu_is_told_the_mode_each_time(firs
         screen.log.clear()
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_V05_where_the_way_changes_all_is_drawn_though_a_part_was_damaged(first: bool) -> None:
+    """The host can make dma-bufs from now on, or no longer: QEMU's new surface has nothing yet."""
+    shown = painted(32, 32, 1, exports=first)
+    head, screen = Head(0, no_canvas), Screen()
+    head.show(ShowSurface(0, shown, whole(shown)))
+    drain(head, screen)
+    head.memory_changed()
+    shown.exports = not first
+    ticket = Counted()
+    head.damage(Rect(3, 4, 5, 6), ticket)
+    drain(head, screen)
+    assert screen.shown() == picture(shown, whole(shown))
+    assert ticket.times == 1
+
+
 def test_V07_a_head_that_goes_from_dmabuf_to_pixels_does_not_wait_for_the_answer() -> None:
     head, screen = buffered(painted(32, 32, 1, True))
     ticket = Counted()
