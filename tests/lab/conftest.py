@@ -86,6 +86,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if remote(item):
             # The limit holds in the lab: out here it would include the boot, and interrupt us.
             item.add_marker(pytest.mark.timeout(0))
+    # Before the tests of this folder that run out here: what pytest keeps of a test for one that it
+    # thinks is next, it would keep while it is told of those in the lab, and then stumble over.
+    here = Path(__file__).parent
+    places = [n for n, item in enumerate(items) if item.path.is_relative_to(here)]
+    ordered = sorted((items[n] for n in places), key=lambda item: remote(item) is None)
+    for n, item in zip(places, ordered, strict=True):
+        items[n] = item
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -94,12 +94,10 @@ class CountingDisplay(FakeDisplay):
 
     received = 0
 
-    async def _read(
-        self, sock: trio.socket.SocketType, size: int
-    ) -> tuple[bytes | None, list[int]]:
-        data, fds = await super()._read(sock, size)
+    async def _read(self, sock: trio.socket.SocketType, size: int) -> bytes | None:
+        data = await super()._read(sock, size)
         self.received += len(data or b"")
-        return data, fds
+        return data
 
 
 class BlobGuest:
