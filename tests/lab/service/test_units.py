@@ -49,7 +49,8 @@ async def guest_of(name: str) -> AsyncIterator[BlobGuest]:
     """A guest whose front-end has connected to the unit's socket, and has booted."""
     async with machine(features=FEATURES) as vm:
         vm.frontend.close()
-        vm.session = Elsewhere()  # type: ignore[assignment]  # the first has not run yet
+        vm.session._close()  # it has not run yet
+        vm.session = Elsewhere()  # type: ignore[assignment]
         sock = socket.socket(socket.AF_UNIX)
         sock.connect(socket_of(name))
         vm.frontend = FakeFrontend(sock, QEMU_11_1)
