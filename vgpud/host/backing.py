@@ -171,7 +171,8 @@ class HostBacking:
         try:
             return self._export_device(runs, files, size)
         except CannotExport as error:
-            raise self._with_view(error, unreadable(runs, files)) from error
+            # Never from itself: the ring would hold its frames until a collection.
+            raise self._with_view(error, unreadable(runs, files)) from None
 
     def _export_device(self, runs: bytes, files: Sequence[RegionFile], size: int) -> Dmabuf:
         placement = place(runs, files)

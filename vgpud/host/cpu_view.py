@@ -13,7 +13,7 @@ from vgpud import _native
 from vgpud.errors import GuestError, HostError
 from vgpud.host.dmabuf import CannotExport, Quota
 from vgpud.host.guest_memory import Snapshot
-from vgpud.host.placement import InBar, devices_of, place, unreadable
+from vgpud.host.placement import InBar, devices_of, place, require_readable
 from vgpuwire import Ctrl
 
 _ENTRY: Final = struct.Struct("<QII")
@@ -32,9 +32,8 @@ class CpuView:
         if dmabuf is not None:
             self.native = dmabuf
             return
-        why = unreadable(runs, memory.files)
-        if why is not None:
-            raise why
+        # Raised in there: what a local here held would hold this frame, and so the mappings.
+        require_readable(runs, memory.files)
         try:
             self.native = backing.rebind(memory.view())
         except (HostError, OSError, ValueError) as error:

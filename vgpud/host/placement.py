@@ -65,17 +65,23 @@ def place(runs: bytes, files: Sequence[RegionFile]) -> Placement:
 
 def unreadable(runs: bytes, files: Sequence[RegionFile]) -> CannotExport | None:
     """Why the CPU cannot read all of it, by mappings of the BARs; None where it can."""
+    try:
+        require_readable(runs, files)
+    except CannotExport as error:
+        return error
+    return None
+
+
+def require_readable(runs: bytes, files: Sequence[RegionFile]) -> None:
+    """Raises CannotExport where the CPU cannot read all of it, by mappings of the BARs."""
     for number, _, offset, length in _RUN.iter_unpack(runs):
         file = files[number]
         if file.mappable:
             continue
         if file.kind == "dma-buf":
             what = "a dma-buf of a BAR, which Linux lets nobody map"
-            return CannotExport("bar-dmabuf-view", what)
-        try:
-            device, bar, at, _ = _in_bar(file, offset, length)
-        except CannotExport as error:
-            return error
+            raise CannotExport("bar-dmabuf-view", what)
+        device, bar, at, _ = _in_bar(file, offset, length)
         end = at + length
         for window in sorted(bar.windows):
             if window.offset <= at < window.offset + window.size:
@@ -83,8 +89,7 @@ def unreadable(runs: bytes, files: Sequence[RegionFile]) -> CannotExport | None:
         if at < end:
             what = f"BAR {bar.number} of {device.name} cannot be mapped at {at:#x}"
             remedy = "the guest's driver must not place pictures there"
-            return CannotExport("hole", what, 0, remedy)
-    return None
+            raise CannotExport("hole", what, 0, remedy)
 
 
 def devices_of(runs: bytes, files: Sequence[RegionFile]) -> set[VfioDevice]:

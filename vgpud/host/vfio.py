@@ -100,7 +100,7 @@ class VfioDevice:
         self._fd = fd
         self._requests = requests
         self._lock = threading.Lock()
-        self._probed: CannotExport | bool = False
+        self._probed: int | None = None  # the errno, not what is raised: that holds frames
         self.syspath = syspath_of(fd.fileno())
         """Its folder under /sys, "" where the kernel does not tell (before Linux 7)."""
         self.name = name or os.path.basename(self.syspath) or "a VFIO device"
@@ -166,7 +166,8 @@ class VfioDevice:
                 made = self._requests.vfio_get_dma_buf(self._fd.fileno(), bar.number, data)
         except OSError as error:
             quota.give(token)
-            raise _refused(error, f"a dma-buf of BAR {bar.number} of {self.name}") from error
+            what = f"a dma-buf of BAR {bar.number} of {self.name}"
+            raise _refused(error.errno, what) from error
         except CannotExport:
             quota.give(token)
             raise
@@ -186,17 +187,17 @@ class VfioDevice:
     def _probe(self) -> None:
         if self._fd.fileno() < 0:
             raise CannotExport("vfio-closed", f"{self.name} has been given up")
-        if self._probed is False:
+        what = f"dma-bufs of {self.name}"
+        if self._probed is None:
             try:
                 self._requests.vfio_probe_dma_buf(self._fd.fileno())
-                self._probed = True
+                self._probed = 0
             except OSError as error:
-                refused = _refused(error, f"dma-bufs of {self.name}")
                 if error.errno not in (errno.ENOTTY, errno.EOPNOTSUPP):
-                    raise refused from error  # it may work the next time
-                self._probed = refused
-        if isinstance(self._probed, CannotExport):
-            raise self._probed
+                    raise _refused(error.errno, what) from error  # it may work the next time
+                self._probed = error.errno
+        if self._probed:
+            raise _refused(self._probed, what)
 
     def _info(self, index: int) -> tuple[VfioRegionInfo, bytes]:
         data = self._requests.vfio_region_info(self._fd.fileno(), index)
@@ -271,7 +272,7 @@ def _checked(ranges: Sequence[tuple[int, int]], bar: Bar, size: int) -> Sequence
     return ranges
 
 
-def _refused(error: OSError, what: str) -> CannotExport:
-    number = error.errno or 0
+def _refused(number: int | None, what: str) -> CannotExport:
+    number = number or 0
     reason = f"vfio-{errno.errorcode.get(number, str(number))}"
     return CannotExport(reason, what, number, _REMEDIES.get(number, ""))

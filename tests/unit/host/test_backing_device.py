@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
+import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -64,6 +67,19 @@ class Rig:
         self.fake.close()
         if self.udmabuf is not None:
             self.udmabuf.close()
+
+
+def mappings() -> int:
+    return Path("/proc/self/maps").read_text().count("/memfd:fake-vfio")
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """Who waits for the collector has not let go when QEMU has its answer."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 def picture_of(backing: HostBacking) -> HostPicture:
@@ -204,3 +220,40 @@ def test_where_nothing_is_exported_the_hole_is_all_there_is_to_say(
     (line,) = lines(caplog)
     assert "cannot be mapped at 0x40000" in line
     assert rig.fake.exports == []
+
+
+# -- what was refused holds nothing
+
+
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize("number", [errno.ENOTTY, errno.EOPNOTSUPP, errno.EIO])
+def test_a_probe_that_was_refused_keeps_no_backing(rig: Rig, number: int) -> None:
+    """On every kernel before 6.19: each refusal would hold the frames of all before it."""
+    rig.fake.probe_errno = number
+    gone: list[weakref.ref[HostBacking]] = []
+    for _ in range(20):
+        backing = rig.backing(7)
+        assert picture_of(backing).dmabuf() is None
+        gone.append(weakref.ref(backing))
+        del backing
+    assert [one() for one in gone] == [None] * 20
+
+
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize("number", [errno.ENOTTY, errno.EIO])
+@pytest.mark.parametrize("pages", [(7,), (HOLE // PAGE,)], ids=["readable", "a hole"])
+@pytest.mark.parametrize("maps_dmabufs", [None, False])
+def test_what_was_refused_holds_no_mapping(
+    rig: Rig, number: int, pages: tuple[int, ...], maps_dmabufs: bool | None
+) -> None:
+    """QEMU closes the device when the table's change is acknowledged."""
+    rig.fake.probe_errno = number
+    rig.device.maps_dmabufs = maps_dmabufs
+    good, other = rig.picture(3), rig.picture(*pages)
+    for picture in (good, other):
+        assert picture.dmabuf() is None
+        with suppress(GuestError):
+            picture.fetch(WHOLE, RUN)
+    assert mappings() > 0
+    rig.unplug()
+    assert mappings() == 0
