@@ -95,7 +95,9 @@ bool guarded(struct state *state, const struct memory *memory, guard_work *work,
 	     uint64_t bytes)
 {
 	struct guard guard = {.start = 0, .end = 0};
-	PyThreadState *thread = bytes > GIL_BYTES ? PyEval_SaveThread() : NULL;
+	// A device may not answer for seconds, however few bytes are wanted.
+	bool long_one = bytes > GIL_BYTES || memory_is_device(memory);
+	PyThreadState *thread = long_one ? PyEval_SaveThread() : NULL;
 	bool done = run(&guard, work, arg);
 	uint64_t gpa;
 

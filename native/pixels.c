@@ -56,12 +56,14 @@ struct rectangle {
 	uint64_t looked; // `written` when it was last looked at
 };
 
-// A copy that is told to stop goes on for this many bytes at most: QEMU waits for it.
+// A copy that is told to stop goes on for this many bytes at most: QEMU waits for it. Those of a
+// device are uncached, 256 loads in the second; and it is not asked at all once told.
 #define STOP_BYTES (256 * 1024)
+#define STOP_DEVICE_BYTES (4 * 1024)
 
-static bool stopped(struct rectangle *r)
+static bool stopped(struct rectangle *r, bool device)
 {
-	if (!r->stop || r->written - r->looked < STOP_BYTES)
+	if (!r->stop || (!device && r->written - r->looked < STOP_BYTES))
 		return false;
 	r->looked = r->written;
 	return *r->stop;
@@ -70,18 +72,25 @@ static bool stopped(struct rectangle *r)
 static void transfer_work(struct guard *guard, void *arg)
 {
 	struct rectangle *r = arg;
+	bool device = memory_is_device(backing_memory(r->backing));
 	uint64_t size = backing_size(r->backing), offset = r->offset;
+	uint64_t step = device ? STOP_DEVICE_BYTES : UINT64_MAX; // a row has any length
 	size_t hint = 0;
 
-	for (uint64_t row = 0; row < r->rows && offset < size && !stopped(r); row++) {
+	for (uint64_t row = 0; row < r->rows && offset < size; row++) {
 		uint64_t left = size - offset;
 		uint64_t bytes = (r->row_bytes <= left ? r->row_bytes : left) & ~(uint64_t)3;
 		uint8_t *to = r->to + row * r->stride;
 
-		backing_load(guard, r->backing, &hint, offset, to, bytes);
+		for (uint64_t done = 0, piece; done < bytes; done += piece) {
+			if (stopped(r, device))
+				return;
+			piece = bytes - done <= step ? bytes - done : step;
+			backing_load(guard, r->backing, &hint, offset + done, to + done, piece);
+			r->written += piece;
+		}
 		if (r->swizzle)
 			r->swizzle(to, bytes);
-		r->written += bytes;
 		// A guest's offset near 2**64 must not come back to the first rows.
 		if (__builtin_add_overflow(offset, r->src_stride, &offset))
 			return;

@@ -88,7 +88,7 @@ typedef void guard_work(struct guard *guard, void *arg);
 struct memory;
 
 int guard_install(void);
-// Without the GIL where `bytes` are many. Sets GuestFault and returns false on a fault.
+// Without the GIL where `bytes` are many or a device's. Sets GuestFault and returns false on a fault.
 bool guarded(struct state *state, const struct memory *memory, guard_work *work, void *arg,
 	     uint64_t bytes);
 

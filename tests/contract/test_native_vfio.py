@@ -6,12 +6,15 @@ from __future__ import annotations
 import errno
 import os
 import struct
+from pathlib import Path
+from threading import Thread
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.mock_driver import GPA, UVA, GuestRam, RamRegion, mem_entries
+from tests.support.silent_device import silent
 from vgpud import _native
 
 PAGE = 4096
@@ -188,3 +191,75 @@ def test_a_copy_ends_within_256_kib(flag):
 
 def test_a_short_copy_is_whole():
     assert copied(bytearray([1]), height=16) == (True, 256 << 10)
+
+
+# -- a device that does not answer
+
+
+WHOLE = 16 * PAGE
+SHAPES = [(16, WHOLE // 64), (WHOLE // 4, 1)]
+"""64 KiB, in many rows and in one: what is RAM's is copied under the interpreter's lock."""
+
+
+class SilentBar:
+    """64 KiB of 0x11 but for the first page, which is never there by itself."""
+
+    def __init__(self) -> None:
+        fd = os.memfd_create("silent-bar", os.MFD_CLOEXEC)
+        os.ftruncate(fd, WHOLE)
+        os.pwrite(fd, b"\x11" * (WHOLE - PAGE), PAGE)
+        region = _native.Region(fd, BAR, WHOLE, 0, 0, device=True)
+        os.close(fd)
+        maps = Path("/proc/self/maps").read_text().splitlines()
+        (line,) = (one for one in maps if "/memfd:silent-bar" in one)
+        self.address = int(line.split("-")[0], 16)
+        self.backing = _native.Backing(_native.GuestMemory([region]), mem_entries([(BAR, WHOLE)]))
+
+    def copy(self, shape, stop, out):
+        width, height = shape
+        return _native.copy_out(self.backing, 0, 4 * width, 0, 0, width, height, 0, out, stop)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("stops", [False, True])
+def test_nobody_waits_for_a_device_but_who_reads_it(shape, stops):
+    """A reset keeps it silent for seconds. And a copy that is told to stop asks it once more at
+    most for 4 KiB."""
+    bar, stop, out, done = SilentBar(), bytearray(1), bytearray(WHOLE), []
+    with silent(bar.address) as device:
+        thread = Thread(target=lambda: done.append(bar.copy(shape, stop, out)))
+        thread.start()
+        device.wait_for_load()
+        stop[0] = stops
+        device.answer()
+        thread.join()
+    assert device.answered, "the interpreter stood still"
+    assert done == [not stops]
+    assert out.count(0x11) == (0 if stops else WHOLE - PAGE)
+
+
+def test_nobody_waits_for_a_read():
+    bar, got = SilentBar(), []
+    with silent(bar.address) as device:
+        thread = Thread(target=lambda: got.append(bar.backing.read(0, 8)))
+        thread.start()
+        device.wait_for_load()
+        device.answer()
+        thread.join()
+    assert device.answered
+    assert got == [bytes(8)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_copy_that_was_stopped_before_asks_no_device(shape):
+    out = bytearray(WHOLE)
+    with GuestRam(WHOLE) as ram:
+        ram.write(GPA, b"\x11" * WHOLE)
+        mapped = _native.Region(ram.memfd, BAR, WHOLE, 0, 0, device=True)
+        backing = _native.Backing(_native.GuestMemory([mapped]), mem_entries([(BAR, WHOLE)]))
+        width, height = shape
+        arguments = (backing, 0, 4 * width, 0, 0, width, height, 0, out)
+        assert _native.copy_out(*arguments, bytearray([1])) is False
+        assert out.count(0x11) == 0
+        assert _native.copy_out(*arguments, bytearray([0])) is True
+        assert out.count(0x11) == WHOLE
