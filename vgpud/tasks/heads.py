@@ -104,13 +104,13 @@ class Head:
     @property
     def unmade(self) -> Picture | None:
         """A picture whose dma-buf must be made first, in a thread: it takes long where the kernel
-        has to find the pages (decision 12)."""
+        has to find the pages (decision 12), or to wake a device."""
         picture = self._picture
         if self._make_canvas is None or picture is None or self._sourced or picture.settled:
             return None
         if self._rect != Rect(0, 0, picture.width, picture.height):
             return None  # a canvas, not the whole of it
-        return picture if picture.memory > LARGE else None
+        return picture if picture.memory > LARGE or picture.slow else None
 
     # -- what the device says
 

@@ -1497,6 +1497,20 @@ def test_a_large_buffer_is_made_elsewhere_first() -> None:
 # -- pictures in device memory
 
 
+def test_a_devices_buffer_is_made_elsewhere_however_small() -> None:
+    """The kernel may have to wake the device first."""
+    head, screen = device_head(True)
+    picture = device_picture(exports=True)
+    picture.settled = False
+    head.show(ShowSurface(0, picture, PARTS[0]))
+    assert head.unmade is picture
+    assert head.next_picture(TERMS) is None
+    picture.settled = True
+    assert head.unmade is None
+    screen.take(head.next_picture(TERMS))
+    assert screen.requests() == [BUFFER]
+
+
 class Device(FakeSurface):
     """Reads of it are made elsewhere: rows() would be a read in the event loop."""
 
