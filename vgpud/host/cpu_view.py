@@ -10,7 +10,7 @@ import struct
 from typing import Final
 
 from vgpud import _native
-from vgpud.errors import GuestError, HostError
+from vgpud.errors import GuestError
 from vgpud.host.dmabuf import CannotExport, Quota
 from vgpud.host.guest_memory import Snapshot
 from vgpud.host.placement import InBar, devices_of, place, require_readable
@@ -36,8 +36,10 @@ class CpuView:
         require_readable(runs, memory.files)
         try:
             self.native = backing.rebind(memory.view())
-        except (HostError, OSError, ValueError) as error:
-            raise CannotExport("vfio-view", f"device memory cannot be mapped: {error}") from error
+        except (OSError, ValueError) as error:  # the devices' windows were seen to have all of it
+            names = ", ".join(sorted(device.name for device in self._devices))
+            what = f"memory of {names} cannot be mapped: the kernel refuses ({error})"
+            raise CannotExport("vfio-view", what, 0, "see dmesg of the host") from error
 
     def require_decoding(self) -> None:
         """Raises GuestError(ERR_UNSPEC) where the guest has switched memory decoding off."""

@@ -16,11 +16,13 @@ from vgpud.errors import GuestError
 from vgpud.host.cpu_view import CpuView
 from vgpud.host.dmabuf import CannotExport, Quota
 from vgpud.host.guest_memory import DeviceRegion, GuestMemory
-from vgpud.host.vfio import VfioDevice
+from vgpud.host.vfio import VfioDevice, Window
 
 MIB = 1 << 20
 BAR_GPA = 0x20_0000_0000
 PAGES = MIB // PAGE
+BEYOND = (1 << 63) - MIB
+"""An offset where no mapping can be: its end is no off_t."""
 
 
 class Rig:
@@ -141,9 +143,25 @@ def test_a_hole() -> None:
 def test_a_device_that_was_closed(rig: Rig) -> None:
     rig.device.maps_dmabufs = False
     rig.device.close()
-    with pytest.raises(CannotExport, match="device memory cannot be mapped") as error:
+    with pytest.raises(CannotExport, match="memory of fake cannot be mapped") as error:
         rig.view([page(1)])
     assert error.value.reason == "vfio-view"
+
+
+def test_a_bar_that_the_kernel_does_not_map() -> None:
+    """It says that it would, but the other one's pictures are shown."""
+    rig = Rig()
+    rig.device.maps_dmabufs = False
+    bars = [bar._replace(windows=(Window(0, bar.size),)) for bar in rig.device.bars]
+    rig.device.bars = tuple(bar._replace(offset=BEYOND) if bar.number == 4 else bar for bar in bars)
+    rig.memory.set_devices(
+        DeviceRegion(BAR_GPA + (n << 30), MIB, rig.device, bar) for n, bar in enumerate((2, 4))
+    )
+    assert rig.view([page(3)]).native.read(0, 1) == b"\3"
+    with pytest.raises(CannotExport, match="memory of fake cannot be mapped: the kernel") as error:
+        rig.view([page(3), (BAR_GPA + (1 << 30), PAGE)])
+    assert error.value.reason == "vfio-view"
+    rig.close()
 
 
 def test_decoding_is_looked_at(rig: Rig) -> None:
