@@ -92,7 +92,8 @@ class Bar(NamedTuple):
 class VfioDevice:
     """The one holder of a device's descriptor, which it owns. `name` is for messages.
 
-    export() and probe() may be called in any thread; close() in another one waits for them.
+    export() and probe() may be called in any thread. close() in another one does not wait for the
+    kernel's answer to them, until which the device stays open.
     Raises HostError for what is no VFIO device of PCI.
     """
 
@@ -141,8 +142,11 @@ class VfioDevice:
 
     def probe(self) -> None:
         """Ask once whether it exports dma-bufs. Raises CannotExport."""
-        with self._lock:
-            self._probe()
+        try:
+            with self._borrow() as fd:
+                self._probe(fd.fileno())
+        except OSError as error:
+            raise _refused(error.errno, f"dma-bufs of {self.name}") from error
 
     def export(
         self, bar: Bar, ranges: Iterable[tuple[int, int]], size: int, quota: Quota
@@ -160,10 +164,10 @@ class VfioDevice:
         merged = _checked(_merged(ranges), bar, size)
         token = quota.take(size, len(merged))
         try:
-            with self._lock:
-                self._probe()
+            with self._borrow() as fd:
+                self._probe(fd.fileno())
                 data = b"".join(_RANGE.pack(*one) for one in merged)
-                made = self._requests.vfio_get_dma_buf(self._fd.fileno(), bar.number, data)
+                made = self._requests.vfio_get_dma_buf(fd.fileno(), bar.number, data)
         except OSError as error:
             quota.give(token)
             what = f"a dma-buf of BAR {bar.number} of {self.name}"
@@ -184,13 +188,19 @@ class VfioDevice:
 
     # -- inside
 
-    def _probe(self) -> None:
-        if self._fd.fileno() < 0:
-            raise CannotExport("vfio-closed", f"{self.name} has been given up")
+    def _borrow(self) -> OwnedFd:
+        """A descriptor for one request: its number is nobody else's when the kernel is asked, and
+        close(), which the event loop calls, need not wait. Raises CannotExport, OSError."""
+        with self._lock:
+            if self._fd.fileno() < 0:
+                raise CannotExport("vfio-closed", f"{self.name} has been given up")
+            return OwnedFd(os.dup(self._fd.fileno()))
+
+    def _probe(self, fd: int) -> None:
         what = f"dma-bufs of {self.name}"
         if self._probed is None:
             try:
-                self._requests.vfio_probe_dma_buf(self._fd.fileno())
+                self._requests.vfio_probe_dma_buf(fd)
                 self._probed = 0
             except OSError as error:
                 if error.errno not in (errno.ENOTTY, errno.EOPNOTSUPP):
@@ -201,7 +211,11 @@ class VfioDevice:
 
     def _info(self, index: int) -> tuple[VfioRegionInfo, bytes]:
         data = self._requests.vfio_region_info(self._fd.fileno(), index)
-        return VfioRegionInfo.decode(data), data
+        info = VfioRegionInfo.decode(data)
+        if info.argsz > len(data):  # without what is missing all of a BAR would seem mappable
+            what = f"region {index} of {self.name} is described by {info.argsz} bytes, too many"
+            raise HostError(what, remedy="the kernel's VFIO driver is broken: update it")
+        return info, data
 
     def _bar(self, index: int) -> Bar:
         info, data = self._info(index)

@@ -217,20 +217,52 @@ def test_a_closed_device(fake: FakeVfio) -> None:
     assert quota.dmabufs == 1
 
 
-def test_close_waits_for_an_export(fake: FakeVfio) -> None:
-    """Its number must not be somebody else's when the kernel is asked."""
+@pytest.mark.parametrize("request_", ["vfio_probe_dma_buf", "vfio_get_dma_buf"])
+def test_close_does_not_wait_for_the_kernel(
+    request_: str, fake: FakeVfio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The event loop calls it. The number must not be somebody else's all the same."""
+    before = open_fds()
     device = fake.device()
-    closer = Thread(target=device.close)
-    original = fake.vfio_get_dma_buf
+    original = getattr(fake, request_)
 
-    def slow(number: int, region_index: int, ranges: bytes) -> int:
+    def slow(number: int, *arguments: object) -> object:
+        closer = Thread(target=device.close, daemon=True)
         closer.start()
-        closer.join(0.05)
-        assert closer.is_alive()
-        assert device.fileno() == number
-        return original(number, region_index, ranges)
+        closer.join(10)
+        assert not closer.is_alive()
+        assert device.fileno() == -1
+        assert os.path.sameopenfile(number, fake.memory)
+        return original(number, *arguments)
 
-    fake.vfio_get_dma_buf = slow  # type: ignore[method-assign]
-    device.export(device.bars[1], [(0, PAGE)], PAGE, Quota())
-    closer.join()
-    assert device.fileno() == -1
+    monkeypatch.setattr(fake, request_, slow)
+    device.export(device.bars[1], [(0, PAGE)], PAGE, Quota()).close()
+    assert open_fds() == before
+
+
+def test_no_descriptor_is_left_for_the_request(
+    fake: FakeVfio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device, quota = fake.device(), Quota()
+
+    def dup(number: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "dup", dup)
+    with pytest.raises(CannotExport, match="LimitNOFILE"):
+        device.export(device.bars[1], [(0, PAGE)], PAGE, quota)
+    with pytest.raises(CannotExport, match="LimitNOFILE"):
+        device.probe()
+    assert quota.dmabufs == 0
+
+
+def test_capabilities_that_are_not_all_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without them a BAR with holes would be one that can be mapped whole."""
+    fake = FakeVfio({2: MIB}, {2: [(0, PAGE)]})
+    whole = fake.vfio_region_info
+    monkeypatch.setattr(fake, "vfio_region_info", lambda *of: whole(*of)[:32])
+    with pytest.raises(
+        HostError, match=r"region 2 of fake is described by 72 bytes, too many.*update it"
+    ):
+        fake.device()
+    fake.close()
