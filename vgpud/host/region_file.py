@@ -31,6 +31,9 @@ FILE_SYSTEMS: Final = {TMPFS_MAGIC: "tmpfs", HUGETLBFS_MAGIC: "hugetlbfs"}
 DENIED: Final = fcntl.F_SEAL_WRITE | 0x10  # F_SEAL_FUTURE_WRITE, which fcntl lacks before 3.13
 """Seals that udmabuf refuses, since its dma-bufs are writable (kernel-dmabuf.md 1.3)."""
 
+F_DUPFD_QUERY: Final = 1027
+"""<linux/fcntl.h>"""
+
 USE_MEMFD: Final = "use -object memory-backend-memfd,share=on"
 
 
@@ -111,7 +114,7 @@ def classify(fd: OwnedFd, known: Iterable[RegionFile] = ()) -> RegionFile:
             if identity is not None and file.identity == identity:
                 return file
         if _is_vfio(fd.fileno(), anonymous):
-            return _vfio(fd.fileno(), known)
+            return _vfio(fd.fileno(), known, identity)
         made = _classify(fd.fileno(), file_system, block)
     except OSError as error:
         raise HostError.of(error, "looking at the file of a region") from error
@@ -147,19 +150,30 @@ def _is_vfio(fd: int, anonymous: bool) -> bool:
     return _link(fd).startswith("/dev/vfio/devices/")
 
 
-def _vfio(fd: int, known: Iterable[RegionFile]) -> RegionFile:
+def _vfio(fd: int, known: Iterable[RegionFile], identity: Identity | None) -> RegionFile:
     """A device that several regions share is one. What is wrong with it is told when its memory
     is to be shown: QEMU would not understand a refusal now."""
     syspath = syspath_of(fd)
     for file in known:
-        if file.device is not None and syspath and file.device.syspath == syspath:
+        if file.device is None:
+            continue
+        if file.device.syspath == syspath if syspath else _same(fd, file.fileno()):
             return file
     try:
         device = VfioDevice(_keep(fd))
     except (HostError, OSError) as error:
         obstacle = Obstacle("vfio-device", f"device memory cannot be used: {error}", "")
-        return RegionFile("vfio", None, PAGE, obstacle)
-    return RegionFile("vfio", None, PAGE, device=device)
+        return RegionFile("vfio", None, PAGE, obstacle, identity)
+    return RegionFile("vfio", None, PAGE, identity=identity, device=device)
+
+
+def _same(fd: int, other: int) -> bool:
+    """Whether both are one opening of a file, as all that QEMU sends of a device are. False where
+    the kernel cannot tell (before Linux 6.10)."""
+    try:
+        return fcntl.fcntl(fd, F_DUPFD_QUERY, other) == 1
+    except OSError:
+        return False
 
 
 def _no_memory(fd: int, file_system: int, page_size: int) -> RegionFile:

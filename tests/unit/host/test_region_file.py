@@ -63,8 +63,7 @@ def test_regions_of_one_device_share_it(
 
     monkeypatch.setattr(region_file, "VfioDevice", device)
     known: list[RegionFile] = []
-    path = "/dev/null"
-    for _ in range(5):
+    for path in ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"):
         with OwnedFd(os.eventfd(0) if anonymous else os.open(path, os.O_RDWR)) as fd:
             known.append(classify(fd, known))
     one, two, again, unknown, other = known
@@ -76,6 +75,32 @@ def test_regions_of_one_device_share_it(
         assert file.device is not None
         assert file.fileno() == file.device.fileno()
     for file in known:
+        assert file.device is not None
+        file.device.close()
+
+
+@pytest.mark.parametrize(
+    ("link", "anonymous"),
+    [("anon_inode:[vfio-device]", True), ("/dev/vfio/devices/vfio0", False)],
+    ids=["of its group", "of its own node"],
+)
+def test_regions_of_one_device_share_it_where_no_folder_is_told(
+    link: str, anonymous: bool, fake: FakeVfio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before Linux 7: QEMU sends the same opening of the device with each region."""
+    linked(monkeypatch, link)
+    monkeypatch.setattr(region_file, "VfioDevice", lambda fd: VfioDevice(fd, "fake", fake))
+    known: list[RegionFile] = []
+    for path in ("/dev/null", "/dev/zero"):
+        with OwnedFd(os.eventfd(0) if anonymous else os.open(path, os.O_RDWR)) as fd:
+            known += [classify(fd, known)]
+            with OwnedFd(os.dup(fd.fileno())) as again:
+                known += [classify(again, known)]
+    one, same, two, too = known
+    assert one is same
+    assert two is too
+    assert one is not two
+    for file in (one, two):
         assert file.device is not None
         file.device.close()
 
