@@ -85,7 +85,8 @@ class Qmp:
         self._wanted.set()
         await self._ready.wait()
         stream = self._stream
-        assert stream is not None
+        if stream is None:  # it ended before this task ran
+            raise QmpDown("it ended before the question")
         self._last += 1
         number, question = self._last, _Question()
         named = {name.replace("_", "-"): value for name, value in arguments.items()}

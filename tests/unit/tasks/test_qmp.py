@@ -247,3 +247,12 @@ async def test_answers_that_nobody_asked_for(qmp, nursery, server, events):
     with pytest.raises(QmpError, match="x: plain"):
         await qmp.execute("x")
     assert events == [("E", {}), ("5", {})]
+
+
+async def test_it_ends_as_soon_as_it_is_up(qmp, nursery, server, autojump_clock):
+    """Greeting, capabilities and end may come before whoever waits for a connection runs."""
+    server.script = Client.greet
+    nursery.start_soon(qmp.run)
+    for _ in range(40):
+        with pytest.raises(QmpDown):
+            await qmp.execute("x")
