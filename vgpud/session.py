@@ -89,7 +89,11 @@ class Session:
             return None
         pids = [peer_pid(self._sock)]
         return DeviceSource(
-            config.qmp, self.set_devices, lambda: pids, may_take=config.vfio_from_qemu
+            config.qmp,
+            self.set_devices,
+            self._memory.in_force,
+            lambda: pids,
+            may_take=config.vfio_from_qemu,
         )
 
     async def run(self) -> None:
@@ -334,6 +338,8 @@ class Session:
             for fd in fds:
                 fd.close()
         self._move()
+        if self.devices is not None:
+            self.devices.table_changed()
         return 0
 
     def _move(self) -> None:

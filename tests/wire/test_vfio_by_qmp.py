@@ -18,12 +18,13 @@ from tests.support.fake_vfio import FakeVfio
 from tests.support.machine import machine
 from tests.support.mock_driver import mem_entries
 from vgpud import session
+from vgpud.backend import actions
 from vgpud.config import Config
 from vgpud.host.fd import OwnedFd
 from vgpud.host.handover import Found
 from vgpud.tasks import device_source
 from vgpud.tasks.device_source import DeviceSource
-from vgpuwire import Ctrl, CtrlHdr
+from vgpuwire import Ctrl, CtrlHdr, MemRegion
 
 SYSPATH = "/sys/devices/pci0000:00/0000:01:00.0"
 BAR, AT, SIZE = 2, 0x8_0000_0000, 1 << 20
@@ -206,3 +207,20 @@ async def test_no_qmp(tmp_path, devices, caplog):
         await guest.create(2, [(gpa, FRAME.size)], FRAME.size)
     lines = [r.getMessage() for r in caplog.records if "qmp" in r.getMessage()]
     assert len(lines) == 1
+
+
+async def test_the_table_has_its_addresses_for_a_while(world):
+    """QEMU's table is right while it has them; then the region comes back, shown picture and all."""
+    data = world.draw(7)
+    assert await world.answers(world.submit(1)) == [OK, OK, OK]
+    await world.guest.vm.shown(data)
+    session = world.guest.vm.session
+    region = MemRegion(AT, 4096, 0x7000_0000, 0)
+    with OwnedFd(os.memfd_create("ram")) as fd:
+        os.ftruncate(fd.fileno(), 4096)
+        assert await session._change_memory(actions.AddRegion(region, fd)) == 0
+    assert session._memory.in_force() == []
+    assert await session._change_memory(actions.RemoveRegion(region)) == 0
+    while not session._memory.in_force():
+        await trio.lowlevel.checkpoint()
+    assert await world.answers(world.submit(2)) == [OK, OK, OK]

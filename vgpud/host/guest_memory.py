@@ -58,6 +58,8 @@ class DeviceRegion(NamedTuple):
 class _Mapped(NamedTuple):
     region: _native.Region
     file: RegionFile
+    given: DeviceRegion | None = None
+    """What set_devices() was given."""
 
 
 _Table = dict[MemRegion, _Mapped]
@@ -97,6 +99,10 @@ class GuestMemory:
         """
         devices = tuple(map(_device_region, regions))
         self._commit(self._regions, devices)
+
+    def in_force(self) -> list[DeviceRegion]:
+        """Of set_devices(): those that the table, which came later, has not dropped."""
+        return [one.given for one in self._devices if one.given is not None]
 
     def syspaths(self) -> set[str]:
         """Of the devices that have regions, where the kernel tells."""
@@ -170,7 +176,8 @@ def _device_region(region: DeviceRegion) -> _Mapped:
         )
     offset = bar.offset + region.offset
     wanted = MemRegion(region.guest_phys_addr, region.size, 0, offset)
-    return _Mapped(_map(wanted, None), RegionFile("vfio", None, PAGE, device=region.device))
+    file = RegionFile("vfio", None, PAGE, device=region.device)
+    return _Mapped(_map(wanted, None), file, region)
 
 
 def _mapped(region: _native.Region, device: VfioDevice) -> Iterator[_native.Region]:

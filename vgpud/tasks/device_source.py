@@ -52,14 +52,17 @@ class DeviceSource:
         self,
         path: str,
         apply: Apply,
+        in_force: Callable[[], Sequence[DeviceRegion]],
         pids: Callable[[], Sequence[int]],
         *,
         may_take: bool,
         make: Callable[[OwnedFd, str], VfioDevice] = VfioDevice,
     ) -> None:
         """`path` is QEMU's monitor, `pids` are the processes that may be QEMU beside the one that
-        has it; `may_take`: their descriptors may be taken."""
+        has it; `may_take`: their descriptors may be taken. `in_force` tells what is left of what
+        was applied: QEMU's memory table drops what it overlaps."""
         self._apply = apply
+        self._in_force = in_force
         self._pids = pids
         self._may_take = may_take
         self._make = make
@@ -71,7 +74,6 @@ class DeviceSource:
         self._hosts: dict[str, str] = {}  # by id: its PCI address here; "" is no VFIO device
         self._unbound: set[str] = set()
         self._places: list[Place] = []
-        self._applied: list[DeviceRegion] = []
         self._said: set[tuple[str, str]] = set()
         self.version = 0
         """Grows whenever what was asked may have become wrong."""
@@ -120,6 +122,12 @@ class DeviceSource:
         self._unbound.add(name)
         await self._forget(name)
 
+    def table_changed(self) -> None:
+        """QEMU's memory table has changed: a region that it dropped, or kept out, may come back."""
+        if set(self._regions()) != set(self._in_force()):
+            self.version += 1
+            self._changed.set()
+
     async def drop(self, syspath: str) -> None:
         """A device is about to be unbound from VFIO, which waits for its last descriptor."""
         for name, device in list(self._devices.items()):
@@ -154,7 +162,6 @@ class DeviceSource:
         for device in self._devices.values():
             device.close()
         self._devices.clear()
-        self._applied.clear()
 
     # -- inside
 
@@ -223,16 +230,31 @@ class DeviceSource:
         """Not cut off half way: what is applied is what is held."""
         with trio.CancelScope(shield=True):
             async with self._setting:
-                regions = self._regions()
-                if regions == self._applied:
+                wanted, before = self._regions(), set(self._in_force())
+                if set(wanted) == before:
                     return
                 try:
-                    await self._apply(regions)
+                    await self._apply(wanted)
+                except HostError:
+                    await self._set_singly(wanted)
+                if set(self._in_force()) != before:
+                    self.version += 1
+
+    async def _set_singly(self, wanted: Sequence[DeviceRegion]) -> None:
+        """The guest chooses the addresses: one BAR over RAM must not keep the others out, nor that
+        in force which is wanted no more and whose descriptor is closed next."""
+        before = set(self._in_force())
+        kept = [one for one in wanted if one in before]
+        if len(kept) < len(before):
+            await self._apply(kept)
+        for name, device in sorted(self._devices.items()):
+            more = [one for one in wanted if one.device is device and one not in before]
+            if more:
+                try:
+                    await self._apply([*kept, *more])
+                    kept += more
                 except HostError as error:
-                    self._say("regions", str(error))
-                    return
-                self._applied = regions
-                self.version += 1
+                    self._say("regions", f"{name}: {error}", of=name)
 
     async def _forget(self, name: str) -> None:
         """Out of the tables first: then nobody uses what is closed."""
@@ -283,10 +305,11 @@ class DeviceSource:
             self._say("take", f"which descriptor {name} is, this kernel does not tell", ADD)
         return None
 
-    def _say(self, what: str, reason: str, hint: str = "") -> None:
-        """Each once a session: a guest must not fill the operator's log."""
-        if (what, reason) not in self._said:
-            self._said.add((what, reason))
+    def _say(self, what: str, reason: str, hint: str = "", of: str = "") -> None:
+        """Each once a session, told by `of` where the guest chooses what is in the reason: it must
+        not fill the operator's log."""
+        if (what, of or reason) not in self._said:
+            self._said.add((what, of or reason))
             hints = {"hint": hint} if hint else {}
             log.warning(f"vfio-{what}", reason=reason, **hints)
 

@@ -187,7 +187,9 @@ def test_the_table_is_right(fake: FakeVfio, caplog: pytest.LogCaptureFixture) ->
         0x1000,
     ]
     assert "event=device-region-dropped" in caplog.text
+    assert memory.in_force() == [DeviceRegion(0x1000, PAGE, device, 4)]
     memory.clear()
+    assert memory.in_force() == []
     device.close()
 
 

@@ -79,13 +79,20 @@ class World:
         self.hosts = {"hostdev0": "0000:01:00.0"}
         server.answers = {"query-pci": lambda: self.buses, "qom-get": self._qom_get}
         self.applied = []
+        self.in_force = []
         self.refuse = ""
+        self.ram = -1
         self.made = []
         self.path = path
 
     def source(self, may_take=False):
         return DeviceSource(
-            self.path, self._apply, lambda: [77], may_take=may_take, make=self._make
+            self.path,
+            self._apply,
+            lambda: self.in_force,
+            lambda: [77],
+            may_take=may_take,
+            make=self._make,
         )
 
     def _make(self, fd, name):
@@ -103,7 +110,10 @@ class World:
     async def _apply(self, regions):
         if self.refuse:
             raise HostError(self.refuse)
-        self.applied.append(list(regions))
+        if any(region.guest_phys_addr == self.ram for region in regions):
+            raise HostError(f"memory table: the region at {self.ram:#x} overlaps another")
+        self.in_force = list(regions)
+        self.applied.append(self.in_force)
 
     def last(self):
         return [(r.guest_phys_addr, r.size, r.bar, r.offset) for r in self.applied[-1]]
@@ -291,6 +301,70 @@ async def test_regions_that_are_refused(world, source, vfio_fd, caplog):
     assert world.last() == [(AT, MIB, 2, 0)]
 
 
+@pytest.fixture
+async def two(world, source, vfio_fd, monkeypatch):
+    """Two devices are held, each with a BAR."""
+    world.hosts["hostdev1"] = "0000:01:00.0"  # the fake's path
+    world.buses = bus(HOSTDEV, device("hostdev1", (2, "memory", AT + MIB, MIB)))
+    for name in ("hostdev0", "hostdev1"):
+        await source.add(name, vfio_fd())
+    return source
+
+
+def move(world, first, second):
+    places = (("hostdev0", first), ("hostdev1", second))
+    world.buses = bus(*(device(name, (2, "memory", at, MIB)) for name, at in places))
+
+
+def in_force(world):
+    return [(r.guest_phys_addr, world.made.index(r.device)) for r in world.in_force]
+
+
+async def test_one_bar_over_ram(world, two, caplog):
+    """The others are where they are, and go where they go; whatever the guest does, one line."""
+    for turn in range(1, 20):
+        world.ram = AT + 100 * turn * MIB
+        move(world, world.ram, AT + (turn + 2) * MIB)
+        await two.ask()
+        assert in_force(world) == [(AT + (turn + 2) * MIB, 1)]
+    (line,) = messages(caplog, "vfio-regions")
+    assert "hostdev0: memory table:" in line
+    assert [one for one in two._said if one[0] == "regions"] == [("regions", "hostdev0")]
+    version = two.version
+    await two.ask()
+    assert two.version == version
+
+
+async def test_removed_while_another_is_refused(world, two):
+    """What is closed is in no table."""
+    world.ram = AT + 16 * MIB
+    move(world, world.ram, AT + MIB)
+    await two.ask()
+    assert in_force(world) == [(AT + MIB, 1)]
+    await two.remove("hostdev1")
+    assert world.in_force == []
+    assert [one.fileno() >= 0 for one in world.made] == [True, False]
+
+
+async def test_what_the_table_dropped_comes_back(world, held):
+    """QEMU's memory table had its addresses for a while."""
+    version = held.version
+    held.table_changed()
+    assert held.version == version
+    world.in_force = []
+    world.ram = AT
+    held.table_changed()
+    await held.ask()
+    assert world.in_force == []
+    world.ram = -1
+    version = held.version
+    held.table_changed()
+    while not world.in_force:
+        await trio.lowlevel.checkpoint()
+    assert in_force(world) == [(AT, 0)]
+    assert held.version > version
+
+
 async def test_qemu_is_busy(world, source, caplog, autojump_clock):
     """The command goes on after PATIENCE; one line."""
     world.server.mute = True
@@ -304,7 +378,7 @@ async def test_qemu_is_busy(world, source, caplog, autojump_clock):
 
 async def test_no_qmp(tmp_path, caplog, nursery, autojump_clock):
     """The remedy is in the one line of the client."""
-    source = DeviceSource(str(tmp_path / "none"), None, list, may_take=True)
+    source = DeviceSource(str(tmp_path / "none"), None, list, list, may_take=True)
     nursery.start_soon(source.run)
     for _ in range(3):
         await source.ask()
