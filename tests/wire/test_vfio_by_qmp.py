@@ -210,7 +210,7 @@ async def test_no_qmp(tmp_path, devices, caplog):
 
 
 async def test_the_table_has_its_addresses_for_a_while(world):
-    """QEMU's table is right while it has them; then the region comes back, shown picture and all."""
+    """QEMU's table is right while it has them; then the region comes back."""
     data = world.draw(7)
     assert await world.answers(world.submit(1)) == [OK, OK, OK]
     await world.guest.vm.shown(data)

@@ -43,6 +43,8 @@ class Place(NamedTuple):
 
     id: str
     bars: tuple[Bar, ...]
+    host: str = ""
+    """Its PCI address here; empty for what is no VFIO device."""
 
 
 class DeviceSource:
@@ -66,12 +68,12 @@ class DeviceSource:
         self._pids = pids
         self._may_take = may_take
         self._make = make
-        self._qmp = Qmp(path, self._event)
+        self._qmp = Qmp(path, self._event, self._connected)
         self._asking = trio.Lock()
         self._setting = trio.Lock()
         self._changed = trio.Event()
         self._devices: dict[str, VfioDevice] = {}
-        self._hosts: dict[str, str] = {}  # by id: its PCI address here; "" is no VFIO device
+        self._hosts: dict[str, str] = {}  # by id: the answer, until it may be another one
         self._unbound: set[str] = set()
         self._places: list[Place] = []
         self._said: set[tuple[str, str]] = set()
@@ -87,16 +89,19 @@ class DeviceSource:
                 self._changed = trio.Event()
                 await self.ask()
 
-    async def ask(self) -> None:
-        """Bring devices and regions up to date; after PATIENCE it is left at what is known."""
+    async def ask(self) -> bool:
+        """Bring devices and regions up to date; after PATIENCE it is left at what is known. False
+        where that may be wrong, and nothing will tell: `version` grows with a new connection."""
         with trio.move_on_after(PATIENCE) as limit:
             try:
                 async with self._asking:
                     await self._ask()
             except (QmpDown, QmpError) as error:
                 self._say("qmp", str(error))
-        if limit.cancelled_caught and self._qmp.connected:  # else it has said why
-            self._say("qmp", f"QEMU did not answer in {PATIENCE:g} s")
+        if not limit.cancelled_caught or not self._qmp.connected:  # which has said why
+            return True
+        self._say("qmp", f"QEMU did not answer in {PATIENCE:g} s")
+        return False
 
     async def add(self, name: str, fd: OwnedFd) -> None:
         """A descriptor of the device that QEMU calls `name`; it is owned from now on. Raises
@@ -131,7 +136,7 @@ class DeviceSource:
     async def drop(self, syspath: str) -> None:
         """A device is about to be unbound from VFIO, which waits for its last descriptor."""
         for name, device in list(self._devices.items()):
-            if device.syspath == syspath or self._hosts.get(name) == address_of(syspath):
+            if device.syspath == syspath or self._known().get(name) == address_of(syspath):
                 self._unbound.add(name)  # QEMU has it still: it would be taken again
                 await self._forget(name)
 
@@ -145,7 +150,7 @@ class DeviceSource:
         found = [
             {
                 "id": place.id,
-                "host": self._hosts[place.id],
+                "host": place.host,
                 "held": place.id in self._devices,
                 "bars": [{"bar": n, "address": at, "size": size} for n, at, size in place.bars],
             }
@@ -165,6 +170,13 @@ class DeviceSource:
 
     # -- inside
 
+    def _connected(self) -> None:
+        """Events of the time before are lost."""
+        self._hosts.clear()
+        self.version += 1
+        if self._devices:
+            self._changed.set()
+
     def _event(self, name: str, data: dict[str, Any]) -> None:
         if name == "DEVICE_DELETED":
             self._hosts.pop(str(data.get("device", "")), None)
@@ -181,39 +193,55 @@ class DeviceSource:
                     await self._ask()
         except (trio.TooSlowError, QmpDown, QmpError) as error:
             raise HostError(f"QMP: {str(error) or 'no answer'}") from error
-        if not self._hosts.get(name):
-            known = ", ".join(place.id for place in self._places) or "none with an id="
-            raise HostError(f"QEMU has no vfio-pci device {name}; it has {known}")
-        return self._hosts[name]
+        known = self._known()
+        if name not in known:
+            names = ", ".join(known) or "none with an id="
+            raise HostError(f"QEMU has no vfio-pci device {name}; it has {names}")
+        return known[name]
+
+    def _known(self) -> dict[str, str]:
+        """The PCI address of each VFIO device, by its id."""
+        return {place.id: place.host for place in self._places}
 
     async def _ask(self) -> None:
-        places = list(places_of(await self._qmp.execute("query-pci")))
-        for place in places:
-            if place.id not in self._hosts:
-                self._hosts[place.id] = await self._host(place.id)
-        self._places = [place for place in places if self._hosts[place.id]]
-        present = {place.id for place in self._places}
+        buses = await self._qmp.execute("query-pci")
+        self._places = [
+            place._replace(host=host)
+            for place in places_of(buses)
+            if (host := await self._host(place.id))
+        ]
+        present = set(self._known())
         self._unbound &= present
         for name in set(self._devices) - present:
             await self._forget(name)  # unplugged
         if self._may_take:
             self._take_missing()
-        for name in sorted(present - set(self._devices) - self._unbound):
-            self._say("device", f"no descriptor of {name} ({self._hosts[name]})", ADD)
+        for name, host in sorted(self._known().items()):
+            if name not in self._devices and name not in self._unbound:
+                self._say("device", f"no descriptor of {name} ({host})", ADD)
         await self._set()
 
     async def _host(self, name: str) -> str:
-        """The PCI address of a device's own; empty for what is not passed through."""
-        path = f"/machine/peripheral/{name}"
+        """The PCI address of a device's own; empty for what is not passed through. A refusal is no
+        answer: what was known stays, and it is asked again."""
+        if name in self._hosts:
+            return self._hosts[name]
+        version = self.version
         try:
-            kind = await self._qmp.execute("qom-get", path=path, property="type")
-            if not str(kind).startswith("vfio-pci"):
-                return ""
-            host = await self._qmp.execute("qom-get", path=path, property="host")
-            if not host:
-                host = await self._qmp.execute("qom-get", path=path, property="sysfsdev")
+            host = await self._ask_host(f"/machine/peripheral/{name}")
         except QmpError:
+            return self._known().get(name, "")
+        if version == self.version:  # else it may be another device's by now
+            self._hosts[name] = host
+        return host
+
+    async def _ask_host(self, path: str) -> str:
+        kind = await self._qmp.execute("qom-get", path=path, property="type")
+        if not str(kind).startswith("vfio-pci"):
             return ""
+        host = await self._qmp.execute("qom-get", path=path, property="host")
+        if not host:
+            host = await self._qmp.execute("qom-get", path=path, property="sysfsdev")
         return address_of(str(host))
 
     def _regions(self) -> list[DeviceRegion]:
@@ -262,7 +290,8 @@ class DeviceSource:
         if device is not None:
             with trio.CancelScope(shield=True):
                 await self._set()
-                device.close()
+                # The last descriptor's end resets the device, which takes 100 ms and more.
+                await trio.to_thread.run_sync(device.close)
             log.info("vfio-dropped", id=name)
 
     def _take_missing(self) -> None:
@@ -280,7 +309,7 @@ class DeviceSource:
                 continue
             try:
                 self._devices[name] = self._make(take(pid, one.number), name)
-                log.info("vfio-taken", id=name, device=self._hosts[name], pid=pid)
+                log.info("vfio-taken", id=name, device=self._known()[name], pid=pid)
             except HostError as error:
                 self._say("take", str(error))
 
@@ -296,7 +325,7 @@ class DeviceSource:
 
     def _pick(self, name: str, found: Sequence[Found]) -> Found | None:
         for one in found:
-            if one.syspath and address_of(one.syspath) == self._hosts[name]:
+            if one.syspath and address_of(one.syspath) == self._known()[name]:
                 return one
         nameless = [one for one in found if not one.syspath]
         if len(nameless) == 1 and len(self._places) == 1:

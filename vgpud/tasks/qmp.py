@@ -46,9 +46,13 @@ class QmpDown(Exception):
 class Qmp:
     """One monitor. run() keeps it connected; each outage is logged once."""
 
-    def __init__(self, path: str, on_event: Event) -> None:
+    def __init__(
+        self, path: str, on_event: Event, on_up: Callable[[], None] = lambda: None
+    ) -> None:
+        """`on_up` is called with each new connection: the events before it are lost."""
         self._path = path
         self._on_event = on_event
+        self._on_up = on_up
         self._stream: trio.SocketStream | None = None
         self._ready = trio.Event()
         self._wanted = trio.Event()
@@ -134,6 +138,7 @@ class Qmp:
             if limit.cancelled_caught:
                 raise QmpDown(f"no greeting in {GREETING:g} s: it serves another client")
             self._stream = stream
+            self._on_up()
             self._ready.set()
             try:
                 while (message := await lines.next()) is not None:

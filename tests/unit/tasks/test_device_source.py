@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 
 import pytest
 import trio
@@ -224,6 +225,57 @@ async def test_reset(world, held):
     assert world.last() == []
 
 
+async def test_events_that_were_lost(world, held, autojump_clock):
+    """Connected again: all is asked anew, also whether an id is the same device's."""
+    version = held.version
+    world.server.hang_up()
+    world.buses = bus(device("hostdev0", (2, "memory", AT + MIB, MIB)))
+    world.server.asked.clear()
+    await trio.sleep(5)
+    assert world.last() == [(AT + MIB, MIB, 2, 0)]
+    assert world.server.asked == ["query-pci", "qom-get", "qom-get"]
+    assert held.version > version
+
+
+async def test_connected_for_the_first_time(world, source):
+    """Nothing is held: nothing is asked, but what a guest shows is checked once more."""
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    assert world.server.asked == []
+    assert source.version == 1
+
+
+async def test_a_device_deleted_while_qemu_is_busy(world, held, autojump_clock):
+    """The status tells what was known."""
+    await world.server.event("DEVICE_DELETED", device="hostdev0", path="/machine/x")
+    world.server.mute = True
+    status = await held.status()
+    assert [one["host"] for one in status["devices"]] == ["0000:01:00.0"]
+
+
+async def test_a_refusal_is_not_remembered(world, source, vfio_fd):
+    """QEMU's error may be of the moment; a device that is held stays."""
+    world.server.answers.pop("qom-get")
+    await source.ask()
+    with pytest.raises(HostError, match="it has none"):
+        await source.add("hostdev0", vfio_fd())
+    world.server.answers["qom-get"] = world._qom_get
+    await source.add("hostdev0", vfio_fd())
+    world.server.answers.pop("qom-get")
+    source._connected()
+    await source.ask()
+    assert source.syspaths() == [SYSPATH]
+
+
+async def test_no_device_is_closed_in_the_event_loop(world, held, monkeypatch):
+    """Its last descriptor's end resets it."""
+    made, threads = world.made[0], []
+    close = made.close
+    monkeypatch.setattr(made, "close", lambda: (threads.append(threading.get_ident()), close()))
+    await held.remove("hostdev0")
+    assert made.fileno() == -1
+    assert threads != [threading.get_ident()]
+
+
 async def test_other_events_ask_nothing(world, held):
     asked = len(world.server.asked)
     await world.server.event("RTC_CHANGE", offset=1)
@@ -370,7 +422,7 @@ async def test_qemu_is_busy(world, source, caplog, autojump_clock):
     world.server.mute = True
     for _ in range(2):
         begin = trio.current_time()
-        await source.ask()
+        assert not await source.ask()
         assert trio.current_time() - begin == pytest.approx(PATIENCE, abs=0.01)
     (line,) = messages(caplog, "vfio-qmp")
     assert "did not answer in 0.5 s" in line
@@ -381,7 +433,7 @@ async def test_no_qmp(tmp_path, caplog, nursery, autojump_clock):
     source = DeviceSource(str(tmp_path / "none"), None, list, list, may_take=True)
     nursery.start_soon(source.run)
     for _ in range(3):
-        await source.ask()
+        assert await source.ask(), "the connection will tell"
     (line,) = messages(caplog, "qmp-down")
     assert "-qmp unix:PATH,server=on,wait=off" in line
     assert messages(caplog, "vfio-qmp") == []

@@ -6,6 +6,7 @@ import os
 
 import pytest
 import trio
+import trio.testing
 
 from tests.support.fake_qmp import Client, fake_qmp
 from vgpud.tasks.qmp import GREETING, MAX_MESSAGE, Qmp, QmpDown, QmpError
@@ -256,3 +257,16 @@ async def test_it_ends_as_soon_as_it_is_up(qmp, nursery, server, autojump_clock)
     for _ in range(40):
         with pytest.raises(QmpDown):
             await qmp.execute("x")
+
+
+async def test_each_connection_is_told_of(path, server, nursery, autojump_clock):
+    """Before anything is asked in it: what was known may be wrong by then."""
+    up = []
+    qmp = Qmp(path, lambda name, data: None, lambda: up.append(server.asked[:]))
+    server.answers["x"] = 1
+    nursery.start_soon(qmp.run)
+    await qmp.execute("x")
+    server.hang_up()
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    await qmp.execute("x")
+    assert up == [[], ["x"]]
