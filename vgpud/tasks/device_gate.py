@@ -7,7 +7,7 @@ behind it with it.
 from __future__ import annotations
 
 from typing import Final
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from vgpud.device.envelope import entries_of
 from vgpud.device.gpu import GpuDevice
@@ -31,10 +31,12 @@ class DeviceGate:
         self._device = device
         self._store = store
         self._checked: WeakKeyDictionary[HostBacking, int] = WeakKeyDictionary()
+        self._unsure: ref[HostBacking] | None = None
 
     def wants(self, request: bytes) -> bool:
         """An address that nobody knows; or a picture in device memory that is shown for the first
         time since the guest may have moved its BARs."""
+        self._unsure = None
         kind = int.from_bytes(request[:4], "little")
         if kind == Ctrl.CMD_SET_SCANOUT_BLOB:
             return self._is_unsure(request)
@@ -48,7 +50,11 @@ class DeviceGate:
         return bool(entries) and not self._store.knows(entries)
 
     async def ask(self) -> None:
-        await self._source.ask()
+        version = self._source.version  # which the answer itself may make older
+        answered = await self._source.ask()
+        backing = None if self._unsure is None else self._unsure()
+        if answered and backing is not None:
+            self._checked[backing] = version
 
     def _is_unsure(self, request: bytes) -> bool:
         if len(request) < SetScanoutBlob.SIZE:
@@ -57,8 +63,7 @@ class DeviceGate:
         backing = None if resource is None else resource.backing
         if not isinstance(backing, HostBacking) or not (backing.lost or backing.slow):
             return False
-        version = self._source.version
-        if self._checked.get(backing) == version:
+        if self._checked.get(backing) == self._source.version:
             return False
-        self._checked[backing] = version
+        self._unsure = ref(backing)
         return True
