@@ -226,7 +226,8 @@ def copy_out(
     `r * 4 * width` of `out`, whose rest is left alone. `swizzle` and the GIL as in transfer().
 
     Another thread ends the copy by a first byte of `stop` that is not 0, which is looked at after
-    each 256 KiB; False where it ended before the last row.
+    each 256 KiB; of device memory, for any byte of which the GIL is released too, at the start and
+    after each 4 KiB. False where it ended before the last row.
 
     Raises ValueError where the rectangle is not all inside the backing or `out` is too small:
     then nothing was written; GuestFault where the guest's memory vanished half way.
