@@ -15,7 +15,7 @@ from typing import Final, NoReturn
 
 from vgpud import __version__
 from vgpud.errors import HostError
-from vgpud.host.handover import address_of, devices_of, take
+from vgpud.host.handover import devices_of, pick, take_device
 from vgpud.inspect import doctor, metrics, top, tracing
 from vgpud.inspect.client import Daemon, Failed, ask, folders, resolve, running
 
@@ -141,12 +141,12 @@ def add_device(path: str, name: str, fd: int | None, pid: int | None) -> None:
         known = ", ".join(sorted(hosts)) or "none with an id="
         raise Failed(f"QEMU has no vfio-pci device {name}; it has {known}")
     pid = listed["pid"] if pid is None else pid
-    for found in devices_of(pid):
-        if address_of(found.syspath) == hosts[name]:
-            with take(pid, found.number) as taken:
-                ask(path, request, [taken.fileno()])
-            return
-    raise Failed(f"process {pid} has no descriptor of {hosts[name]}; --pid names another process")
+    host = hosts[name]
+    found = pick(devices_of(pid), host, alone=len(hosts) == 1)
+    if found is None:
+        raise Failed(f"process {pid} has no descriptor of {host}; --pid names another process")
+    with take_device(pid, found.number, host) as taken:
+        ask(path, request, [taken.fileno()])
 
 
 def _vfio(options: argparse.Namespace) -> None:

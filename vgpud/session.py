@@ -79,7 +79,7 @@ class Session:
             RingTask(n, server, self.stats, gates[n]) for n, server in enumerate(self._servers)
         ]
         self._watches = config.watches
-        self._watch = UeventWatch(self._unbound, self._appeared, self._memory.syspaths)
+        self._watch = UeventWatch(self._unbound, self._appeared, self._syspaths)
         if self.devices is not None or (config.dmabuf and self._udmabuf.absent):
             self._watch.need()
         self._nursery: trio.Nursery | None = None
@@ -239,6 +239,11 @@ class Session:
             await self.devices.drop(syspath)
         if await self.drop_device(syspath):
             log.info("vfio-unbound", device=syspath)
+
+    def _syspaths(self) -> set[str]:
+        """Of all devices that are held, also those whose BARs are switched off."""
+        held = () if self.devices is None else self.devices.syspaths()
+        return self._memory.syspaths().union(held)
 
     def _appeared(self) -> None:
         """A kernel uevent: /dev/udmabuf is there. Heads look again for dma-bufs."""

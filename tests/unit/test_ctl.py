@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.support.png import parse_png
-from vgpud.ctl import Failed, ansi, ask, main, png, screenshot
+from vgpud import ctl
+from vgpud.ctl import Failed, add_device, ansi, ask, main, png, screenshot
+from vgpud.host.fd import OwnedFd, memory_file
+from vgpud.host.handover import Found
 
 WIDTH, HEIGHT = 3, 2
 BGRX = b"".join(bytes((b, b + 1, b + 2, 0xEE)) for b in range(0, 18, 3))
@@ -91,3 +94,35 @@ def peer(path: Path, said: bytes) -> Iterator[str]:
         thread.start()
         yield str(path)
         thread.join()
+
+
+@pytest.mark.parametrize("ids", [["hostdev0"], ["hostdev0", "hostdev1"]])
+def test_a_kernel_that_does_not_name_descriptors(
+    ids: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux 6.12: the only descriptor is the only device's; of two devices nobody knows."""
+    taken: list[tuple[int, int, str]] = []
+    asked: list[object] = []
+
+    def take_device(pid: int, number: int, host: str) -> OwnedFd:
+        taken.append((pid, number, host))
+        return memory_file()
+
+    def answer(
+        path: str, request: dict[str, object], fds: object = ()
+    ) -> tuple[dict[str, object], list[int]]:
+        asked.append(request["command"])
+        devices = [{"id": one, "host": f"0000:0{n}:00.0"} for n, one in enumerate(ids)]
+        return {"pid": 77, "devices": devices}, []
+
+    monkeypatch.setattr(ctl, "ask", answer)
+    monkeypatch.setattr(ctl, "devices_of", lambda pid: [Found(9, "")])
+    monkeypatch.setattr(ctl, "take_device", take_device)
+    if len(ids) > 1:
+        with pytest.raises(Failed, match="has no descriptor of"):
+            add_device("path", "hostdev0", None, None)
+        assert taken == []
+    else:
+        add_device("path", "hostdev0", None, None)
+        assert taken == [(77, 9, "0000:00:00.0")]
+        assert asked == ["vfio-list", "vfio-add"]

@@ -90,7 +90,7 @@ def devices(monkeypatch: pytest.MonkeyPatch) -> list[FakeVfio]:
     monkeypatch.setattr(session, "DeviceSource", partial(DeviceSource, make=make))
     monkeypatch.setattr(device_source, "devices_of", lambda pid: [Found(9, SYSPATH)])
     monkeypatch.setattr(
-        device_source, "take", lambda pid, n: OwnedFd(os.open(os.devnull, os.O_RDONLY))
+        device_source, "take_device", lambda pid, n, host: OwnedFd(os.open(os.devnull, os.O_RDONLY))
     )
     yield [vfio]
     assert all(one.fileno() == -1 for one in made), "a device outlived the session"
@@ -192,6 +192,16 @@ async def test_the_uevent_of_an_unbind(world):
     await world.guest.vm.session._unbound(SYSPATH)
     assert world.guest.vm.session.devices.syspaths() == []
     assert (await world.answers(world.submit(2)))[0] == UNSPEC
+
+
+async def test_a_device_without_regions_is_watched_too(world):
+    """Its BARs are off, its descriptor is held: an unbind that was missed waits for it."""
+    session = world.guest.vm.session
+    await world.answers(world.submit(1))
+    world.at = -1
+    await session.devices.ask()
+    assert session._memory.syspaths() == set()
+    assert set(session._watch._known()) == {SYSPATH}
 
 
 async def test_no_qmp(tmp_path, devices, caplog):

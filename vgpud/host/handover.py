@@ -10,6 +10,7 @@ import errno
 import os
 import socket
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
@@ -92,6 +93,31 @@ def take(pid: int, number: int, proc: Path = PROC) -> OwnedFd:
     except OSError as error:
         what = f"pidfd_getfd: descriptor {number} of process {pid}"
         raise _refused(error, pid, what, proc) from error
+
+
+def pick(found: Iterable[Found], host: str, *, alone: bool) -> Found | None:
+    """Which of them is the device at the PCI address `host`. Where the kernel does not tell, one
+    is: that of the only device that QEMU has (`alone`)."""
+    found = list(found)
+    for one in found:
+        if one.syspath and address_of(one.syspath) == host:
+            return one
+    nameless = [one for one in found if not one.syspath]
+    return nameless[0] if alone and len(nameless) == 1 else None
+
+
+def take_device(pid: int, number: int, host: str) -> OwnedFd:
+    """take(), of the device at `host`. Raises HostError also where the number has become another
+    file's since it was looked at."""
+    fd = take(pid, number)
+    try:
+        syspath = device_syspath(fd)
+        if syspath and address_of(syspath) != host:
+            raise HostError(f"the descriptor is {address_of(syspath)} by now, not {host}")
+    except BaseException:
+        fd.close()
+        raise
+    return fd
 
 
 def _look(process: Path, number: int) -> tuple[str, str]:

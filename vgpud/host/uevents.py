@@ -80,9 +80,13 @@ class Uevents:
                     found.append(event)
 
 
+PCI: Final = "/sys/bus/pci"
+
+
 def is_bound(syspath: str) -> bool:
-    """Whether a device is VFIO's, as sysfs has it: after lost events, and where none came yet."""
-    return os.path.isdir(f"{syspath}/vfio-dev")
+    """Whether a device is VFIO's, as sysfs has it: after lost events, and where none came yet. It
+    is believed to be where there is no sysfs: a container, a sandbox."""
+    return os.path.isdir(f"{syspath}/vfio-dev") or not os.path.isdir(PCI)
 
 
 def _kernel_socket() -> socket.socket:

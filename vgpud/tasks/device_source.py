@@ -16,7 +16,7 @@ from vgpud import log
 from vgpud.errors import HostError
 from vgpud.host.fd import OwnedFd
 from vgpud.host.guest_memory import DeviceRegion
-from vgpud.host.handover import Found, address_of, device_syspath, devices_of, take
+from vgpud.host.handover import Found, address_of, device_syspath, devices_of, pick, take_device
 from vgpud.host.vfio import PAGE, VfioDevice
 from vgpud.tasks.qmp import Qmp, QmpDown, QmpError
 
@@ -308,8 +308,9 @@ class DeviceSource:
             if one is None:
                 continue
             try:
-                self._devices[name] = self._make(take(pid, one.number), name)
-                log.info("vfio-taken", id=name, device=self._known()[name], pid=pid)
+                host = self._known()[name]
+                self._devices[name] = self._make(take_device(pid, one.number, host), name)
+                log.info("vfio-taken", id=name, device=host, pid=pid)
             except HostError as error:
                 self._say("take", str(error))
 
@@ -324,15 +325,10 @@ class DeviceSource:
         return 0, []
 
     def _pick(self, name: str, found: Sequence[Found]) -> Found | None:
-        for one in found:
-            if one.syspath and address_of(one.syspath) == self._known()[name]:
-                return one
-        nameless = [one for one in found if not one.syspath]
-        if len(nameless) == 1 and len(self._places) == 1:
-            return nameless[0]
-        if nameless:
+        one = pick(found, self._known()[name], alone=len(self._places) == 1)
+        if one is None and not all(other.syspath for other in found):
             self._say("take", f"which descriptor {name} is, this kernel does not tell", ADD)
-        return None
+        return one
 
     def _say(self, what: str, reason: str, hint: str = "", of: str = "") -> None:
         """Each once a session, told by `of` where the guest chooses what is in the reason: it must

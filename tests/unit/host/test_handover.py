@@ -14,7 +14,16 @@ import pytest
 from vgpud.errors import HostError
 from vgpud.host import handover
 from vgpud.host.fd import OwnedFd
-from vgpud.host.handover import Found, address_of, device_syspath, devices_of, peer_pid, take
+from vgpud.host.handover import (
+    Found,
+    address_of,
+    device_syspath,
+    devices_of,
+    peer_pid,
+    pick,
+    take,
+    take_device,
+)
 
 PID = 4242
 SYSPATH = "/sys/devices/pci0000:00/0000:00:02.0/0000:01:00.0"
@@ -110,6 +119,41 @@ def test_a_duplicate(other):
     with take(*other) as fd:
         assert os.readlink(f"/proc/self/fd/{fd.fileno()}") == "/memfd:taken (deleted)"
         assert not os.get_inheritable(fd.fileno())
+
+
+NAMED, NAMELESS = Found(12, SYSPATH), Found(14, "")
+
+
+@pytest.mark.parametrize(
+    ("found", "alone", "picked"),
+    [
+        ([NAMELESS, NAMED], False, NAMED),
+        ([NAMED], True, NAMED),
+        ([NAMELESS], True, NAMELESS),
+        ([NAMELESS], False, None),
+        ([NAMELESS, Found(15, "")], True, None),
+        ([Found(9, SYSPATH[:-1] + "1")], True, None),
+        ([], True, None),
+    ],
+)
+def test_pick(found, alone, picked):
+    assert pick(found, "0000:01:00.0", alone=alone) == picked
+
+
+def test_a_number_that_became_another_files(other):
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(HostError, match=r"memfd:taken .*no VFIO device"):
+        take_device(*other, "0000:01:00.0")
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_number_that_became_another_devices(other, monkeypatch):
+    monkeypatch.setattr(handover, "device_syspath", lambda fd: SYSPATH)
+    with pytest.raises(HostError, match=r"is 0000:01:00\.0 by now, not 0000:02:00\.0"):
+        take_device(*other, "0000:02:00.0")
+    take_device(*other, "0000:01:00.0").close()
+    monkeypatch.setattr(handover, "device_syspath", lambda fd: "")
+    take_device(*other, "0000:02:00.0").close()
 
 
 def test_a_descriptor_that_was_closed(other):

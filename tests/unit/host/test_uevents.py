@@ -136,6 +136,13 @@ def test_is_bound(tmp_path):
     assert is_bound(str(tmp_path))
 
 
+def test_a_sysfs_that_is_not_there_tells_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(uevents, "PCI", str(tmp_path / "none"))
+    assert is_bound(str(tmp_path))
+    monkeypatch.setattr(uevents, "PCI", str(tmp_path))
+    assert not is_bound(str(tmp_path))
+
+
 def test_imported_only_when_something_is_watched():
     code = "import sys, vgpud.host.uevents; print('pyroute2' in sys.modules)"
     path = os.pathsep.join(sys.path)

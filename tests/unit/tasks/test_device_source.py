@@ -468,12 +468,13 @@ def qemu(monkeypatch):
             raise result
         return result
 
-    def take(pid, number):
+    def take(pid, number, host):
+        assert host == "0000:01:00.0"
         taken.append((pid, number))
         return OwnedFd(os.open(os.devnull, os.O_RDONLY))
 
     monkeypatch.setattr(device_source, "devices_of", look)
-    monkeypatch.setattr(device_source, "take", take)
+    monkeypatch.setattr(device_source, "take_device", take)
     return found, taken
 
 
