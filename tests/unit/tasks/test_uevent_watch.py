@@ -18,6 +18,7 @@ class FakeUevents:
     """Events by hand."""
 
     def __init__(self):
+        self.waited = False
         self._ours, self._theirs = socket.socketpair()
         self.events = []
         self.closed = False
@@ -27,6 +28,7 @@ class FakeUevents:
         self._theirs.send(b"x")
 
     def fileno(self):
+        self.waited = True
         return self._ours.fileno()
 
     def read(self):
@@ -62,7 +64,7 @@ class World:
 
     async def send(self, *events):
         self.uevents.send(*events)
-        while self.uevents.events or not self.made:
+        while self.uevents.events or not self.uevents.waited:  # it is made in a thread
             await trio.lowlevel.checkpoint()
         await trio.testing.wait_all_tasks_blocked()
 
