@@ -27,6 +27,16 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"vgpuctl: {message}\nTry 'vgpuctl --help'.\n")
 
 
+def _interval(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.1 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"{text!r} is not 0.1 to 3600 seconds")
+    return seconds
+
+
 def _parser() -> argparse.ArgumentParser:
     # Wherever it is, before the command or behind it.
     where = _Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
@@ -46,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     add_command("status", "what it serves, as JSON")
     add_command("list", "who runs")
     top = add_command("top", "all of them, live")
-    top.add_argument("--interval", type=float, default=1.0, metavar="SECONDS")
+    top.add_argument("--interval", type=_interval, default=1.0, metavar="SECONDS")
     top.add_argument("--once", action="store_true", help="one screen, after one interval")
     add_command("metrics", "all of them, as Prometheus' text")
     trace = add_command("trace", "what the guest asks, live")

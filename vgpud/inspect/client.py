@@ -19,6 +19,9 @@ CONTROL: Final = "control"
 PATIENCE: Final = struct.pack("ll", 60, 0)
 """A struct timeval: for a turn, and for a gigabyte of picture."""
 
+STATUS_PATIENCE: Final = struct.pack("ll", 3, 0)
+"""For what is answered at once, and may be asked of many daemons, some of which hang."""
+
 
 class Failed(Exception):
     """What to tell the user; exit status 1."""
@@ -79,7 +82,8 @@ def ask(
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             # Not settimeout(): then connect() would not wait where many ask at once.
             for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-                sock.setsockopt(socket.SOL_SOCKET, option, PATIENCE)
+                patience = STATUS_PATIENCE if request["command"] == "status" else PATIENCE
+                sock.setsockopt(socket.SOL_SOCKET, option, patience)
             sock.connect(path)
             socket.send_fds(sock, [json.dumps(request).encode() + b"\n"], list(fds))
             data, came, _, _ = socket.recv_fds(sock, 1 << 16, 1)

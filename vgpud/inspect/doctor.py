@@ -73,8 +73,15 @@ Check = Callable[[System, str], Iterator[Finding]]
 
 def examine(system: System, user: str | None) -> list[Finding]:
     """All that was found, for a vgpud of this user (default: whoever asks)."""
-    name = user if user is not None else pwd.getpwuid(os.geteuid()).pw_name
+    name = user if user is not None else _own_name()
     return [finding for check in CHECKS for finding in check(system, name)]
+
+
+def _own_name() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:  # a container's user
+        return str(os.geteuid())
 
 
 def _udmabuf(system: System, user: str) -> Iterator[Finding]:

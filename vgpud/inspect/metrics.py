@@ -34,7 +34,7 @@ def text(found: Mapping[str, Sample]) -> str:
     lines = []
     for name, kind, about, series in _metrics(found):
         lines += [f"# HELP vgpud_{name} {about}", f"# TYPE vgpud_{name} {kind}"]
-        lines += [f"vgpud_{name}{{{labels}}} {value:g}" for labels, value in series]
+        lines += [f"vgpud_{name}{{{labels}}} {value}" for labels, value in series]
     return "\n".join(lines) + "\n"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import select
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -64,16 +65,21 @@ class Trace:
         self.reader = OwnedFd(out)
         """Its end: whoever takes it over closes it with the last reference."""
         self._pipe = OwnedFd(into)
+        self._readers = select.poll()
+        self._readers.register(into, 0)  # nothing but the end of all readers: POLLERR
         os.set_blocking(out, True)
         with suppress(OSError):  # more than a user may have
             fcntl.fcntl(into, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
     @property
     def over(self) -> bool:
+        """Whether nobody reads it any more, also where nothing is written that would fail."""
+        if self._pipe.fileno() >= 0 and self._readers.poll(0):
+            self._pipe.close()
         return self._pipe.fileno() < 0
 
     def tell(self, line: dict[str, Any]) -> None:
-        if self.over or not self._wanted.wants(line):
+        if self._pipe.fileno() < 0 or not self._wanted.wants(line):
             return
         if self._lost:
             line["lost"] = self._lost

@@ -33,3 +33,8 @@ def test_every_line_is_well_formed_and_named_once() -> None:
     assert 'vgpud_guest_errors_total{vm="a",code="0x1203"} 2' in found
     assert 'vgpud_dmabufs_limit{vm="a"} 256' in found
     assert 'vgpud_process_cpu_seconds_total{vm="a"} 7.5' in found
+
+
+def test_a_counter_is_told_to_its_last_digit() -> None:
+    found = text({"a": sample(1, frames=123_456_789)})
+    assert 'vgpud_frames_total{vm="a"} 123456789' in found

@@ -98,3 +98,11 @@ def test_it_is_over_when_nobody_reads() -> None:
     trace.reader.close()
     trace.tell(dict(GOOD))
     assert trace.over
+
+
+def test_it_is_over_also_where_its_filter_never_matches() -> None:
+    trace = Trace(Filter(errors=True))
+    trace.tell(dict(GOOD))
+    assert not trace.over
+    trace.reader.close()
+    assert trace.over
