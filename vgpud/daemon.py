@@ -73,7 +73,7 @@ class Daemon:
         if self._session is None:
             return WAITING
         frames, self._frames = self._session.stats.frames - self._frames, self._session.stats.frames
-        heads = [f"head {n} {size} by {way}" for n, size, way in self._session.heads()]
+        heads = [f"head {n} {size} by {way}" for n, size, way in self._session.view.heads()]
         shown = ", ".join(heads) or "no head shows anything"
         return f"serving QEMU: {shown}; {frames / seconds:.0f} frames a second"
 
@@ -95,7 +95,7 @@ class Daemon:
             yield
 
     async def _status(self, request: dict[str, Any], _: OwnedFd | None) -> Answer:
-        session = None if self._session is None else self._session.status()
+        session = None if self._session is None else self._session.view.status()
         fields = {"version": __version__, "pid": os.getpid(), "scanout": self._scanout}
         return Answer({**fields, "session": session})
 
@@ -104,7 +104,7 @@ class Daemon:
         if type(head) is not int:
             raise Refused('"head" is a number')
         try:
-            shot = None if self._session is None else await self._session.screenshot(head)
+            shot = None if self._session is None else await self._session.view.screenshot(head)
         except GuestError as error:
             raise Refused(f"head {head}: {error}") from error
         if shot is None:
@@ -142,7 +142,7 @@ class Daemon:
         if self._session is None:
             raise Refused("no QEMU is connected: there is nothing to trace")
         try:
-            return Answer({}, self._session.trace(Filter.of(request)))
+            return Answer({}, self._session.view.trace(Filter.of(request)))
         except (OSError, TypeError, ValueError) as error:
             raise Refused(f"trace: {error}") from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import socket
 from collections.abc import Iterable
 from typing import Final
@@ -15,10 +14,8 @@ from vgpud.backend.state import VhostUserBackend
 from vgpud.config import Config
 from vgpud.device.gpu import FEATURES, GpuDevice
 from vgpud.device.outputs import DEFAULT_SIZES
-from vgpud.device.pixels import Picture
-from vgpud.device.resource import Blob, Image
-from vgpud.errors import GuestError, HostError, PeerError, RingBroken
-from vgpud.host.fd import EventFd, OwnedFd, append, hung_up, memory_file
+from vgpud.errors import HostError, PeerError, RingBroken
+from vgpud.host.fd import EventFd, OwnedFd, hung_up
 from vgpud.host.guest_memory import DeviceRegion, GuestMemory
 from vgpud.host.handover import peer_pid
 from vgpud.host.surfaces import HostPixelStore
@@ -32,18 +29,12 @@ from vgpud.tasks.reader import Reader
 from vgpud.tasks.ring import Gate, RingTask, Server
 from vgpud.tasks.servers import ControlServer, CursorServer
 from vgpud.tasks.stats import Stats
-from vgpud.tasks.trace import MAX_TRACES, Filter, Trace, Traced
 from vgpud.tasks.uevent_watch import UeventWatch
-from vgpud.usage import Usage
-from vgpuwire import Ctrl, Rect
+from vgpud.tasks.view import View
 
-RINGS: Final = ("control", "cursor")
 CONTROL: Final = 0
 REFUSED: Final = 1
 NOT_SHARED: Final = "guest memory is private to QEMU: set share=on on its memory-backend"
-
-BAND: Final = 1 << 20
-"""Bytes of a screenshot that are copied at a time: a fraction of a millisecond."""
 
 Action = actions.Action[OwnedFd]
 
@@ -66,18 +57,19 @@ class Session:
         )
         self._backend = VhostUserBackend(int(FEATURES), num_scanouts=len(sizes))
         self._frontend = FrontendLink(sock, self._backend, self._perform)
-        self._traces: list[Trace] = []
-        self._servers: list[Server] = [
+        servers: tuple[Server, ...] = (
             ControlServer(self._device, self._display),
             CursorServer(self._device, self._display),
-        ]
+        )
         self.devices = self._device_source(config)
         gates: list[Gate | None] = [None, None]
         if self.devices is not None:
             gates[CONTROL] = DeviceGate(self.devices, self._device, self._store)
         self._rings = [
-            RingTask(n, server, self.stats, gates[n]) for n, server in enumerate(self._servers)
+            RingTask(n, server, self.stats, gates[n]) for n, server in enumerate(servers)
         ]
+        quotas = (self._device.resources, self._udmabuf.quota, self._store, self._display)
+        self.view = View(self._device, self._display, self._reader, self._rings, quotas, self.stats)
         self._watches = config.watches
         self._watch = UeventWatch(self._unbound, self._appeared, self._syspaths)
         if self.devices is not None or (config.dmabuf and self._udmabuf.absent):
@@ -124,8 +116,7 @@ class Session:
         (qemu-frontend, trap 10)."""
         self._sock.close()
         self._reader.abort()
-        for trace in self._traces:
-            trace.close()
+        self.view.close()
         for ring in self._rings:
             ring.close()
         self._display.close()
@@ -139,81 +130,6 @@ class Session:
     def has_peer(self) -> bool:
         """Whether QEMU's end is still open."""
         return not hung_up(self._sock)
-
-    def heads(self) -> list[tuple[int, str, str]]:
-        """(number, "WxH", how its picture goes to QEMU) of each head that shows something."""
-        found = []
-        for number, head in sorted(self._display.heads().items()):
-            if (shown := head.shown) is not None:
-                found.append((number, f"{shown[1].width}x{shown[1].height}", head.way))
-        return found
-
-    def usage(self) -> dict[str, Usage]:
-        """What the guest has of each quota; in the status as [used, limit, refused]."""
-        return {
-            **self._device.resources.usage(),
-            **self._udmabuf.quota.usage(),
-            **self._store.usage(),
-            **self._display.usage(),
-        }
-
-    def status(self) -> dict[str, object]:
-        """For the control socket."""
-        resources = list(self._device.resources)
-        return {
-            "heads": {n: {"size": size, "way": way} for n, size, way in self.heads()},
-            "images": sum(isinstance(r, Image) for r in resources),
-            "blobs": sum(isinstance(r, Blob) for r in resources),
-            "quotas": self.usage(),
-            "guest_errors": {hex(code): n for code, n in self._device.guest_errors.items()},
-            **self.stats.fields(),
-        }
-
-    def trace(self, wanted: Filter) -> OwnedFd:
-        """The end of a pipe that tells of every command from now on. Raises OSError."""
-        self._traces = [one for one in self._traces if not one.over]
-        if len(self._traces) >= MAX_TRACES:
-            raise OSError(errno.EMFILE, f"{MAX_TRACES} traces are running")
-        trace = Trace(wanted)
-        self._traces.append(trace)
-        self._listen()
-        return OwnedFd(trace.reader.steal())
-
-    def _listen(self) -> None:
-        """The rings' servers, with those who listen to them."""
-        self._traces = [one for one in self._traces if not one.over]
-        for name, ring, server in zip(RINGS, self._rings, self._servers, strict=True):
-            listened: Server = server
-            for trace in self._traces:
-                listened = Traced(listened, name, trace, self._listen)
-            ring.server = listened
-
-    async def screenshot(self, head: int) -> tuple[int, int, OwnedFd] | None:
-        """(width, height, a memfd with its rows of B8G8R8X8) of what a head shows; None while it
-        is off. Raises GuestError where the guest's memory vanished, OSError where the host has
-        none for it."""
-        heads = self._display.heads()
-        shown = heads[head].shown if head in heads else None
-        if shown is None:
-            return None
-        picture, rect = shown
-        file = memory_file()
-        rows = max(1, BAND // (4 * rect.width))
-        for y in range(0, rect.height, rows):
-            band = Rect(rect.x, rect.y + y, rect.width, min(rows, rect.height - y))
-            append(file, await self._band(picture, band))
-            # A guest may show a gigabyte; nobody shall wait for all of it.
-            await trio.lowlevel.checkpoint()
-        return rect.width, rect.height, file
-
-    async def _band(self, picture: Picture, band: Rect) -> list[memoryview]:
-        """Device memory is read in a thread."""
-        if not picture.slow:
-            return picture.rows(band)
-        rows = await self._reader.read(picture, band)
-        if rows is None:
-            raise GuestError(Ctrl.RESP_ERR_UNSPEC, "its memory was moved meanwhile: try again")
-        return rows
 
     async def set_devices(self, regions: Iterable[DeviceRegion]) -> None:
         """The BARs that QEMU's memory table does not have, instead of those of before. When this

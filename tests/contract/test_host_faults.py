@@ -117,7 +117,7 @@ async def life(faults: Faults) -> bool:
             await vm.picture(W, H, PIXELS)
             seen = True
         with suppress(GuestError, OSError):
-            await vm.session.screenshot(0)
+            await vm.session.view.screenshot(0)
             memory_file().close()
     assert vm.error is None or isinstance(vm.error, PeerError), vm.error
     return seen

@@ -152,12 +152,12 @@ async def test_it_reads_nothing_for_a_minute(autojump_clock: trio.testing.MockCl
             await vm.reap(1, ring=1)
             await vm.reap(17)
             await vm.frontend.read_config()
-            usage = vm.session.usage()
+            usage = vm.session.view.usage()
             assert usage["display_bytes"].used <= QUEUED
             assert usage["questions"].used <= MAX_OWED
         await vm.flush(2, whole)
         assert rounds >= 60
-        assert vm.session.usage()["display_bytes"].refused > 10 * rounds
+        assert vm.session.view.usage()["display_bytes"].refused > 10 * rounds
         display.paused.set()
         display.paused = None
         await vm.shown(bytes([rounds & 0xFF]) * (size * size * 4))
@@ -233,8 +233,8 @@ async def test_heads_that_are_switched_while_it_reads_nothing() -> None:
             vm.submit(vm.flush_command(number, Rect(0, 0, 128, 128)))
             await vm.reap(1)
             await vm.ok(struct.pack("<IIQIIII", 0x102, 0, 0, 0, 0, number, 0))
-            assert vm.session.usage()["display_bytes"].used <= QUEUED
-        assert vm.session.usage()["hostmem_bytes"].used == W * H * 4
+            assert vm.session.view.usage()["display_bytes"].used <= QUEUED
+        assert vm.session.view.usage()["hostmem_bytes"].used == W * H * 4
         display.paused.set()
         display.paused = None
         await vm.scanout(1, WHOLE)

@@ -70,7 +70,7 @@ async def test_it_is_shown_and_shot(bar: Bar) -> None:
         for number in range(1, 4):
             data = await show(guest, bar, number, number * 16)
             await guest.vm.shown(data)
-            shot = await guest.vm.session.screenshot(0)
+            shot = await guest.vm.session.view.screenshot(0)
             assert shot is not None
             with shot[2] as file:
                 assert os.pread(file.fileno(), FRAME.size + 1, 0) == data
@@ -93,7 +93,7 @@ async def test_it_goes_and_comes_back(bar: Bar) -> None:
             await leave()
             await guest.vm.until(screen.shown_nothing, "the head is off")
             with pytest.raises(GuestError, match="unplugged"):
-                await session.screenshot(0)
+                await session.view.screenshot(0)
             await session.set_devices([bar.region()])
             await guest.vm.shown(data)
 

@@ -237,7 +237,7 @@ async def test_a_screenshot_is_taken_in_turns_with_all_else() -> None:
             nursery.start_soon(count)
             await trio.lowlevel.checkpoint()
             before = turns
-            shot = await vm.session.screenshot(0)
+            shot = await vm.session.view.screenshot(0)
             # One less where the first is taken before the other task's: trio's order is random.
             assert turns - before >= 7, "a turn for each MiB"
             nursery.cancel_scope.cancel()

@@ -107,7 +107,7 @@ async def test_ten_thousand_blobs_leave_nothing(stack: ExitStack) -> None:
             if count == rounds // 4:
                 before = usage()
         fds, memory = usage()
-        assert vm.session.status()["guest_errors"] == {}
+        assert vm.session.view.status()["guest_errors"] == {}
         assert stats.pixel_bytes == 0
         assert dmabufs() == 2 * HEADS
         assert fds == before[0]
@@ -131,13 +131,13 @@ async def test_a_thousand_resets_in_mid_flip_leave_nothing(stack: ExitStack) -> 
                 vm.submit(guest.show_command(number, FRAME))
             vm.submit(vm.flush_command(2, FRAME.rect, fence=count + 1))
             await vm.until(lambda: "DMABUF_UPDATE" in vm.display.names(), "QEMU owes an answer")
-            assert vm.session.status()["blobs"] == 2
+            assert vm.session.view.status()["blobs"] == 2
             await vm.reboot()
             forget(vm.display)
             if count == RESETS // 4:
                 before = usage()
         fds, memory = usage()
-        assert vm.session.status()["guest_errors"] == {}
+        assert vm.session.view.status()["guest_errors"] == {}
         assert vm.session._udmabuf.quota.dmabufs == 0
         assert dmabufs() <= 1  # what QEMU shows still
         assert abs(fds - before[0]) <= 1

@@ -104,7 +104,7 @@ async def test_the_same_picture_and_one_line(
         stack.callback(os.seteuid, 0)
         for number in (1, 2, 3):
             data = await guest.picture(number, frame, entries)
-            assert vm.session.status()["heads"] == {
+            assert vm.session.view.status()["heads"] == {
                 0: {"size": f"{frame.width}x{frame.height}", "way": way}
             }
             assert (screen.buffer is not None) == (way is CANVAS)

@@ -34,7 +34,7 @@ async def exported(guest: BlobGuest) -> None:
 
 async def seen(guest: BlobGuest, head: int = 0) -> bytes:
     """What `vgpuctl screenshot` is given: B8G8R8X8, tightly packed."""
-    shot = await guest.vm.session.screenshot(head)
+    shot = await guest.vm.session.view.screenshot(head)
     assert shot is not None
     width, height, file = shot
     with file:

@@ -161,7 +161,7 @@ async def test_off_and_reset_in_the_middle_of_flips(mode: str, nvme: Device) -> 
             await guest.show(number, frame)
             await guest.vm.flush(number, frame.rect)
             await visible(guest, mode, data[number])
-        assert guest.vm.session.status()["guest_errors"] == {}
+        assert guest.vm.session.view.status()["guest_errors"] == {}
         bar.map.close()
     assert device_uses()[0] == 1
     assert device_dmabufs() == 0
@@ -271,7 +271,7 @@ async def test_a_thousand_blobs_leave_nothing(mode: str, scanout: str, device: D
                 before = usage()
         await vm.until(settled, "QEMU has dealt with the last one")
         fds, memory = usage()
-        assert vm.session.status()["guest_errors"] == {}
+        assert vm.session.view.status()["guest_errors"] == {}
         assert vm.session._udmabuf.quota.dmabufs == (scanout == "dmabuf")
         assert fds == before[0]
         assert memory < before[1] + SLACK
