@@ -9,9 +9,10 @@ import os
 import stat
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Final, NoReturn
+from typing import Final
 
 from vgpud import __version__, log
+from vgpud.arguments import Parser, between, descriptor
 from vgpud.config import DEFAULT_DEVICE_FPS, DEFAULT_HOSTMEM, DEFAULT_UDMABUF, Config
 from vgpud.errors import HostError
 
@@ -34,18 +35,15 @@ GARBAGE: Final = 10_000
 their last reference."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"vgpud: {message}\nTry 'vgpud --help'.\n")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="vgpud", description="A vhost-user-gpu back-end for QEMU.", allow_abbrev=False
     )
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--socket-path", metavar="PATH", help="listen for QEMU on this path")
-    where.add_argument("--fd", type=_fd, metavar="N", help="serve QEMU on this inherited socket")
+    where.add_argument(
+        "--fd", type=descriptor, metavar="N", help="serve QEMU on this inherited socket"
+    )
     parser.add_argument(
         "--print-capabilities", action="store_true", help="print QEMU's JSON and exit"
     )
@@ -89,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--device-fps",
-        type=_rate,
+        type=between(0.1, 1000, "frames a second"),
         default=DEFAULT_DEVICE_FPS,
         metavar="N",
         help="frames a second that the CPU reads from device memory at most (10)",
@@ -110,12 +108,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _fd(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 1 << 31:
-        raise argparse.ArgumentTypeError(f"{text!r} is no file descriptor")
-    return int(text)
-
-
 def _bytes(text: str) -> int:
     """A size: bytes, or with a suffix K, M, G (powers of 1024)."""
     units = {"K": 10, "M": 20, "G": 30}
@@ -125,17 +117,6 @@ def _bytes(text: str) -> int:
     if not digits.isdecimal() or not 0 < int(digits) << shift < 1 << 48:
         raise argparse.ArgumentTypeError(f"{text!r} is no size: use bytes, or K, M, G")
     return int(digits) << shift
-
-
-def _rate(text: str) -> float:
-    """Frames a second, 0.1 to 1000."""
-    try:
-        rate = float(text)
-    except ValueError:
-        rate = 0.0
-    if not 0.1 <= rate <= 1000:
-        raise argparse.ArgumentTypeError(f"{text!r} is no rate: use 0.1 to 1000 frames a second")
-    return rate
 
 
 def _outputs(text: str) -> tuple[tuple[int, int], ...]:

@@ -11,9 +11,10 @@ import struct
 import sys
 import zlib
 from collections.abc import Sequence
-from typing import Final, NoReturn
+from typing import Final
 
 from vgpud import __version__
+from vgpud.arguments import Parser, between, descriptor
 from vgpud.errors import HostError
 from vgpud.host.handover import devices_of, pick, take_device
 from vgpud.inspect import doctor, metrics, top, tracing
@@ -22,26 +23,11 @@ from vgpud.inspect.client import Daemon, Failed, ask, folders, resolve, running
 WHICH: Final = "the virtual machine, or vgpud's --control socket; default: the only one there is"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"vgpuctl: {message}\nTry 'vgpuctl --help'.\n")
-
-
-def _interval(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0.1 <= seconds <= 3600:
-        raise argparse.ArgumentTypeError(f"{text!r} is not 0.1 to 3600 seconds")
-    return seconds
-
-
 def _parser() -> argparse.ArgumentParser:
     # Wherever it is, before the command or behind it.
-    where = _Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    where = Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     where.add_argument("--control", metavar="NAME|PATH", help=WHICH)
-    parser = _Parser(
+    parser = Parser(
         prog="vgpuctl",
         description="Looks into a running vgpud.",
         parents=[where],
@@ -56,7 +42,9 @@ def _parser() -> argparse.ArgumentParser:
     add_command("status", "what it serves, as JSON")
     add_command("list", "who runs")
     top = add_command("top", "all of them, live")
-    top.add_argument("--interval", type=_interval, default=1.0, metavar="SECONDS")
+    top.add_argument(
+        "--interval", type=between(0.1, 3600, "seconds"), default=1.0, metavar="SECONDS"
+    )
     top.add_argument("--once", action="store_true", help="one screen, after one interval")
     add_command("metrics", "all of them, as Prometheus' text")
     trace = add_command("trace", "what the guest asks, live")
@@ -75,7 +63,9 @@ def _parser() -> argparse.ArgumentParser:
     add = actions.add_parser("add", help="hand a device's descriptor over")
     add.add_argument("id", metavar="ID", help="the device's id= in QEMU")
     source = add.add_mutually_exclusive_group()
-    source.add_argument("--fd", type=int, metavar="N", help="a descriptor that vgpuctl inherited")
+    source.add_argument(
+        "--fd", type=descriptor, metavar="N", help="a descriptor that vgpuctl inherited"
+    )
     source.add_argument(
         "--pid", type=int, metavar="PID", help="take QEMU's; default: the PID that vgpud knows"
     )

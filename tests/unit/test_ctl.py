@@ -44,6 +44,7 @@ def test_a_terminal_picture_has_two_pixels_a_character() -> None:
         ["--control=x", "screenshot", "--ansi", "out.png"],
         ["--control=x", "screenshot", "--ansi", ""],
         ["--cont=x", "status"],
+        ["--control=x", "vfio", "add", "gpu", "--fd=99999999999"],
         *([f"--interval={seconds}", "top"][::-1] for seconds in ("-1", "0", "nan", "1e300", "a")),
         ["--control=x", "screenshot", "--head=a", "out.png"],
     ],

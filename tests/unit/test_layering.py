@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 # A module's layer is its longest name here; it imports layers of its `sees` and itself.
 LEAVES = {
     *("vgpud", "vgpud.errors", "vgpud.config", "vgpud.log", "vgpud.journal", "vgpud.usage"),
+    "vgpud.arguments",
 }
 PURE = {"vgpuwire", "vgpud.errors", "vgpud.usage"}
 BELOW = LEAVES | {"vgpuwire", "vgpud.device", "vgpud.backend", "vgpud.host"}
