@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,8 @@ from tests.qemu.binaries import qemu
 from tests.qemu.process import Child
 from tests.support.guest_image import GuestImage
 from tests.support.png import parse_png
-from tests.support.qemu import PATIENCE, VGPUD, Machine, backend, machine
+from tests.support.qemu import VGPUD, Machine, backend, machine
+from tests.support.qtest import wait_until
 from vgpud import ctl
 
 MODEL = "vhost-user-test-device-pci"
@@ -88,14 +88,9 @@ def test_heads_beyond_4095_pixels(image: GuestImage) -> None:
             vm.quit()
 
 
-def wait_connected(vm: Machine) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        chardevs = {one["label"]: one["filename"] for one in vm.qmp.execute("query-chardev")}
-        if not chardevs["gpu"].startswith("disconnected:"):
-            return
-        assert time.monotonic() < deadline, vm.logs()
-        time.sleep(0.05)
+def is_connected(vm: Machine) -> bool:
+    chardevs = {one["label"]: one["filename"] for one in vm.qmp.execute("query-chardev")}
+    return not chardevs["gpu"].startswith("disconnected:")
 
 
 def test_a_chardev_that_reconnects(image: GuestImage) -> None:
@@ -117,7 +112,7 @@ def test_a_chardev_that_reconnects(image: GuestImage) -> None:
                 vgpud.wait_log("event=session-start")
             with Child("second", argv) as vgpud:
                 vgpud.wait_log("event=session-start")
-                wait_connected(vm)
+                wait_until(lambda: is_connected(vm), "the chardev is connected")
                 device = f"{MODEL},id=gpu0,bus=slot1,chardev=gpu,{GENERIC}"
                 said = vm.qmp.execute("human-monitor-command", command_line=f"device_add {device}")
                 assert not said, said

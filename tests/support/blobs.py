@@ -215,9 +215,12 @@ async def blob_machine(
     """A booted machine whose session makes dma-bufs with this device."""
     config = Config(scanout=scanout, device_fps=device_fps)
     async with machine(
-        display=display, features=FEATURES, config=config, ram_size=ram_size, **options
+        display=display,
+        features=FEATURES,
+        ram_size=ram_size,
+        make_session=lambda sock: Session(sock, config, udmabuf),
+        **options,
     ) as vm:
-        vm.session = Session(vm.session._sock, config, udmabuf)  # the first has not run yet
         await vm.boot()
         yield BlobGuest(vm)
 

@@ -12,6 +12,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import trio
 
@@ -63,13 +64,16 @@ class Machine:
         features: int = VERSION_1 | INDIRECT | EVENT_IDX | EDID_AND_UUID,
         ram_size: int = 16 << 20,
         config: Config | None = None,
+        make_session: Callable[[socket.socket], Any] | None = None,
     ) -> None:
         self.display = display or FakeDisplay()
         self.features = features
         self.ram = GuestRam(ram_size)
         ours, theirs = socket.socketpair()
         self.frontend = FakeFrontend(ours, version)
-        self.session = Session(theirs, config or Config())
+        # Whatever has run() will do in its place: a session with more, or another process.
+        make = make_session or (lambda sock: Session(sock, config or Config()))
+        self.session = make(theirs)
         self.error: BaseException | None = None
         self.ended = trio.Event()
         self.queues: list[DriverQueue] = []

@@ -56,11 +56,11 @@ class Program:
 async def program(
     *arguments: str, device: int | None = None
 ) -> AsyncIterator[tuple[BlobGuest, Program]]:
-    async with machine(features=FEATURES) as vm:
-        vgpud = Program(arguments, vm.session._sock, device)
-        vm.session = vgpud  # type: ignore[assignment]  # the first has not run yet
+    async with machine(
+        features=FEATURES, make_session=lambda sock: Program(arguments, sock, device)
+    ) as vm:
         await vm.boot()
-        yield BlobGuest(vm), vgpud
+        yield BlobGuest(vm), vm.session
 
 
 @pytest.fixture

@@ -40,6 +40,9 @@ def ask(name: str) -> bytes:
 class Elsewhere:
     """In the place of a Machine's session, which is another process here."""
 
+    def __init__(self, sock: socket.socket) -> None:
+        sock.close()
+
     async def run(self) -> None:
         await trio.sleep_forever()
 
@@ -47,10 +50,8 @@ class Elsewhere:
 @asynccontextmanager
 async def guest_of(name: str) -> AsyncIterator[BlobGuest]:
     """A guest whose front-end has connected to the unit's socket, and has booted."""
-    async with machine(features=FEATURES) as vm:
+    async with machine(features=FEATURES, make_session=Elsewhere) as vm:
         vm.frontend.close()
-        vm.session._close()  # it has not run yet
-        vm.session = Elsewhere()  # type: ignore[assignment]
         sock = socket.socket(socket.AF_UNIX)
         sock.connect(socket_of(name))
         vm.frontend = FakeFrontend(sock, QEMU_11_1)
