@@ -188,7 +188,7 @@ the device as bytes."""
 
 
 # Messages that come with each frame or pointer move are packed by their records' codecs instead,
-# which the tests hold to construct's bytes (decision 9).
+# which the tests hold to construct's bytes (docs/decisions/0009).
 def build(request: GpuRequest, value: object = None, following: int = 0) -> bytes:
     """Header and payload of a request; `following` bytes of pixels, which the caller sends right
     behind, are counted in the header's size. Raises WireError where the value does not fit."""
