@@ -139,7 +139,7 @@ def plots(results: Mapping[str, list[Pair]], curves: Mapping[str, Mapping[str, o
         title = wanted.what if wanted else "a 720p frame"
         x = wanted.x if wanted else "machines on this host"
         drawn = {who: line for who, line in lines.items() if line}
-        (folder / f"{name}.svg").write_text(chart(title, x, "CPU µs", drawn))  # type: ignore[arg-type]
+        (folder / f"{name}.svg").write_text(chart(title, x, "CPU µs", drawn))
 
 
 def curve_table(curves: Mapping[str, Mapping[str, Mapping[int, float]]]) -> list[str]:

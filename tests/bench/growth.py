@@ -149,7 +149,7 @@ async def machines(backend: Backend, counts: Sequence[int] = VMS) -> dict[int, f
             spent = 0.0
             for _ in range(10):
                 for one, frame in running:
-                    spent += one.run(frame).cpu  # type: ignore[arg-type]
+                    spent += one.run(frame).cpu
             found[count] = spent / (10 * count) * 1e6
     return found
 

@@ -23,7 +23,7 @@ def _load_native(path: str) -> None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     sys.modules["vgpud._native"] = module
-    vgpud._native = module  # type: ignore[attr-defined]
+    vgpud._native = module
 
 
 if "VGPUD_NATIVE" in os.environ:
@@ -67,7 +67,7 @@ class Rig:
             "base": self.driver.base,
             "event_idx": self.driver.event_idx,
         }
-        return _native.Virtqueue(**{**arguments, **changes})  # type: ignore[arg-type]
+        return _native.Virtqueue(**{**arguments, **changes})
 
     def pop(self) -> _native.Element:
         element = self.device.pop()

@@ -194,7 +194,7 @@ def parse_step(line: str) -> Step:
             args.append(BROKEN.index(word) if word in BROKEN else int(word, 0))
         else:
             args.append(int(word, 0))
-    return Step(op, tuple(args), tuple(entries), **more)  # type: ignore[arg-type]
+    return Step(op, tuple(args), tuple(entries), **more)
 
 
 def parse(text: str) -> Script:
@@ -207,7 +207,7 @@ def parse(text: str) -> Script:
             options.update((k, int(v, 0)) for k, _, v in (w.partition("=") for w in line.split()))
         elif line:
             steps.append(parse_step(line))
-    return Script(tuple(steps), **options)  # type: ignore[arg-type]
+    return Script(tuple(steps), **options)
 
 
 def kind_of(request: bytes) -> int | None:

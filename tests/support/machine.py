@@ -244,7 +244,7 @@ class Machine:
 async def machine(*, fails: bool = False, **options: object) -> AsyncIterator[Machine]:
     """A machine whose session runs; at the end QEMU leaves and the session must have ended well,
     unless it `fails`: then `vm.error` says how."""
-    vm = Machine(**options)  # type: ignore[arg-type]
+    vm = Machine(**options)
     async with trio.open_nursery() as nursery:
         vm.attach(nursery)
         try:

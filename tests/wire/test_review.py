@@ -123,11 +123,11 @@ class Starving(socket.socket):
 
     refused = 0
 
-    def sendmsg(self, buffers: Sequence[memoryview], *rest: object) -> int:  # type: ignore[override]
+    def sendmsg(self, buffers: Sequence[memoryview], *rest: object) -> int:
         Starving.refused += 1
         if Starving.refused % 3 == 0:
             raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
-        return super().sendmsg(buffers, *rest)  # type: ignore[arg-type]
+        return super().sendmsg(buffers, *rest)
 
 
 async def test_a_message_is_finished_though_the_kernel_is_short_of_memory(

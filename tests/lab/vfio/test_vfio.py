@@ -64,7 +64,7 @@ async def test_qemu_has_the_pages_and_the_cpu_sees_them(
 ) -> None:
     async with blob_machine() as guest:
         bar = await guest.plug(device.fd, device.size(), BAR << SHIFT)
-        wanted = entries(bar)  # type: ignore[operator]
+        wanted = entries(bar)
         data = await show(guest, 1, FRAME, wanted)
         await exported(guest)
         buffer = guest.vm.display.screens[0].buffer
@@ -81,7 +81,7 @@ async def test_qemu_has_the_pages_and_the_cpu_sees_them(
 async def test_in_shm_mode_the_cpu_reads_them(entries: object, device: Device) -> None:
     async with blob_machine(scanout="shm") as guest:
         bar = await guest.plug(device.fd, device.size(), BAR << SHIFT)
-        data = await show(guest, 1, FRAME, entries(bar))  # type: ignore[operator]
+        data = await show(guest, 1, FRAME, entries(bar))
         await guest.vm.shown(data)
 
 

@@ -347,8 +347,8 @@ REFUSED = {
 def test_B04_B05_B06_B07_B08_B10_B12_a_wrong_frame_buffer_is_refused(name: str) -> None:
     driver = furnished()
     wrong: dict[str, object] = REFUSED[name]
-    driver.refused(set_scanout_blob(0, 4, **wrong), BAD_PARAMETER)  # type: ignore[arg-type]
-    driver.refused(set_scanout_blob(2, 4, **wrong), BAD_PARAMETER)  # type: ignore[arg-type]
+    driver.refused(set_scanout_blob(0, 4, **wrong), BAD_PARAMETER)
+    driver.refused(set_scanout_blob(2, 4, **wrong), BAD_PARAMETER)
 
 
 ACCEPTED = {
@@ -380,9 +380,7 @@ def test_B08_B09_B11_B15_a_frame_buffer_is_shown_pixel_by_pixel(
 ) -> None:
     change: dict[str, object] = {"box": (0, 0, 64, 64), **ACCEPTED[name]}
     driver = with_blob()
-    answer = driver.ok(
-        set_scanout_blob(3, 1, pixel_format=pixel_format, **change)  # type: ignore[arg-type]
-    )
+    answer = driver.ok(set_scanout_blob(3, 1, pixel_format=pixel_format, **change))
     (message,) = answer.display
     assert isinstance(message, ShowSurface)
     picture, box = message.surface, change["box"]

@@ -39,7 +39,7 @@ def edid_reply(edid: bytes, size: int | None = None) -> bytes:
 
 def modes(body: bytes) -> list[Mode]:
     assert len(body) == 384
-    return list(struct.iter_unpack("<6I", body))  # type: ignore[arg-type]
+    return list(struct.iter_unpack("<6I", body))
 
 
 def test_D01_the_display_is_asked_and_its_answer_handed_on() -> None:

@@ -17,7 +17,7 @@ def test_an_outcome_shows_nothing_and_is_unfenced_unless_it_says_so() -> None:
 def test_a_question_cannot_change_while_it_is_parked() -> None:
     ask = Ask(Question.EDID, CtrlHdr(0x10A, 0, 0, 0, 0), None, 3)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        ask.scanout_id = 4  # type: ignore[misc]
+        ask.scanout_id = 4
 
 
 def test_no_guest_can_name_the_device_s_own_timeline() -> None:

@@ -327,7 +327,7 @@ def test_R02_a_socket_that_is_lost_takes_every_ticket_once(rig: Rig, cut: bool) 
     for number, answered in enumerate((False, True, False)):
         ticket = rig.put(message(BUFFER_UPDATE if answered else UPDATE, bytes(20)))
         rig.queue[-1].answered = answered
-        ticket.on_taken = lambda number=number: taken.append(number)  # type: ignore[misc]
+        ticket.on_taken = lambda number=number: taken.append(number)
     rig.sock.takes = deque([32, 32, *([10, 0] if cut else [0])])
     rig.gpu.pump()
     assert taken == [0]

@@ -186,7 +186,7 @@ async def test_a_driver_that_never_stops_leaves_turns_to_others() -> None:
             serve(element, push)
             rig.queue.waiting.append(element)
 
-        rig.server.serve = endless  # type: ignore[method-assign]
+        rig.server.serve = endless
         rig.queue.waiting.append(1)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(others)

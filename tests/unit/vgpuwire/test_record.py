@@ -130,11 +130,11 @@ def test_padding_is_written_as_zeros_and_not_looked_at() -> None:
 def test_made_by_position_by_name_and_with_a_default() -> None:
     assert Point(1, 2) == Point(x=1, y=2) == Point(1, y=2, z=9)
     with pytest.raises(TypeError):
-        Point(1)  # type: ignore[call-arg]
+        Point(1)
     with pytest.raises(TypeError):
-        Point(1, 2, 3, 4)  # type: ignore[call-arg]
+        Point(1, 2, 3, 4)
     with pytest.raises(TypeError):
-        Point(1, 2, w=3)  # type: ignore[call-arg]
+        Point(1, 2, w=3)
 
 
 def test_equal_by_type_and_content() -> None:
@@ -154,9 +154,9 @@ def test_equal_by_type_and_content() -> None:
 
 def test_immutable_and_without_a_dict() -> None:
     with pytest.raises(AttributeError):
-        POINT.x = 2  # type: ignore[misc]
+        POINT.x = 2
     with pytest.raises(AttributeError):
-        POINT.w = 2  # type: ignore[attr-defined]
+        POINT.w = 2
     assert not hasattr(POINT, "_padding")
     assert not hasattr(POINT, "__dict__")
 
@@ -197,14 +197,14 @@ def test_fields_named_as_tuple_methods() -> None:
         (Point(1 << 32, 0), r"Point\.x: 4294967296: "),
         (Point(0, 1 << 15), r"Point\.y: 32768: "),
         (Point(0, 0, 256), r"Point\.z: 256: "),
-        (Point(0, None), r"Point\.y: None: "),  # type: ignore[arg-type]
-        (Point("1", 0), r"Point\.x: '1': "),  # type: ignore[arg-type]
-        (Point(1.5, 0), r"Point\.x: 1.5: "),  # type: ignore[arg-type]
+        (Point(0, None), r"Point\.y: None: "),
+        (Point("1", 0), r"Point\.x: '1': "),
+        (Point(1.5, 0), r"Point\.x: 1.5: "),
         (Shape.decode(bytes(Shape.SIZE)), None),
         (Deep((SHAPE,), SHAPE), r"Deep\.shapes: .*: needs a tuple of 2"),
-        (Deep([SHAPE, SHAPE], SHAPE), r"Deep\.shapes: .*: needs a tuple of 2"),  # type: ignore
-        (Deep((SHAPE, POINT), SHAPE), r"Deep\.shapes: .*: needs a Shape"),  # type: ignore
-        (Deep((SHAPE, SHAPE), POINT), r"Deep\.last: .*: needs a Shape"),  # type: ignore
+        (Deep([SHAPE, SHAPE], SHAPE), r"Deep\.shapes: .*: needs a tuple of 2"),
+        (Deep((SHAPE, POINT), SHAPE), r"Deep\.shapes: .*: needs a Shape"),
+        (Deep((SHAPE, SHAPE), POINT), r"Deep\.last: .*: needs a Shape"),
     ],
 )
 def test_encode_names_the_field(value: Record, message: str | None) -> None:
@@ -218,7 +218,7 @@ def test_encode_names_the_field(value: Record, message: str | None) -> None:
 @pytest.mark.parametrize("tag", [b"ab", b"abcd", b"", bytearray(b"abc"), "abc", None, 3])
 def test_bytes_are_neither_padded_nor_cut(tag: object) -> None:
     zero = Shape.decode(bytes(Shape.SIZE))
-    value = Shape(0, zero.at, tag, zero.sides, zero.path, zero.names, zero.grid)  # type: ignore
+    value = Shape(0, zero.at, tag, zero.sides, zero.path, zero.names, zero.grid)
     with pytest.raises(WireError, match=r"Shape\.tag: .* needs exactly 3 bytes"):
         value.encode()
 

@@ -132,7 +132,7 @@ def test_parse_request(
 ) -> None:
     body = payload + bytes(pixels)
     message = gpu.parse_request(Header(request_, 0, len(body)), body)
-    expected = gpu.Pixels(value, bytes(pixels)) if pixels else value  # type: ignore[arg-type]
+    expected = gpu.Pixels(value, bytes(pixels)) if pixels else value
     assert message.request is request_
     assert message.payload == expected
     assert message.need_reply is (request_ in gpu.ANSWERS)
@@ -194,7 +194,7 @@ def test_replies_to_nothing(request_: int) -> None:
     with pytest.raises(UnknownRequest):
         gpu.parse_reply(Header(request_, 4, 0), b"")
     with pytest.raises(UnknownRequest):
-        gpu.build_reply(request_)  # type: ignore[arg-type]
+        gpu.build_reply(request_)
 
 
 @pytest.mark.parametrize("request_", [0, 13, 0xFFFFFFFF])

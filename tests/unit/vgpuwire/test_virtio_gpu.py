@@ -110,7 +110,7 @@ def test_commands_begin_with_the_header() -> None:
     for number, record in COMMANDS.items():
         data = struct.pack("<I", number).ljust(record.SIZE, b"\0")
         command = record.decode(data)
-        hdr = command if isinstance(command, CtrlHdr) else command.hdr  # type: ignore[attr-defined]
+        hdr = command if isinstance(command, CtrlHdr) else command.hdr
         assert hdr.type == number
 
 
