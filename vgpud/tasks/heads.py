@@ -86,6 +86,10 @@ class Head:
         self._damage: deque[tuple[Rect, list[Ticket]]] = deque()
         self._way = _Way.NEVER
         self._told: object = _OFF
+        self._changed_way = False
+        """Whether the present socket was told of the change from a dma-buf to pixels."""
+        self._doubtful = False
+        """Whether that may have been lost: then QEMU shows the one or the other."""
         self._source: _Source | None = None
         self._sourced = False
         self._dark = False
@@ -205,8 +209,12 @@ class Head:
         self.pointer.replay()
 
     def release(self) -> None:
-        """The socket is gone: nobody will show what is waiting, nobody shall wait for it."""
+        """The socket is gone: nobody will show what is waiting, nobody shall wait for it. QEMU may
+        not have read its end: a dma-buf that was to be let go of may be there still (trap 13)."""
         _take(self._drop_damage())
+        if self._changed_way:
+            self._way, self._told, self._doubtful = _Way.BUFFER, _UNSURE, True
+            self._changed_way = False
 
     def next_picture(self, terms: Terms) -> Outgoing | None:
         """The next message about the picture; None where QEMU knows all, or must answer first."""
@@ -235,9 +243,11 @@ class Head:
         if self._way is _Way.NEVER or self._told is _OFF:
             return None
         self._told = _OFF
+        no_pixels = vhost_user_gpu.scanout(self._id, 0, 0)
         if self._way is _Way.PIXELS:
-            return small(vhost_user_gpu.scanout(self._id, 0, 0))
-        return small(self._no_buffer())
+            return small(no_pixels)
+        doubtful, self._doubtful = self._doubtful, False
+        return small(self._no_buffer() + (no_pixels if doubtful else b""))
 
     def _no_buffer(self) -> bytes:
         empty = vhost_user_gpu.DmabufScanout(self._id, 0, 0, 0, 0, 0, 0, 0, 0, 0)
@@ -254,6 +264,7 @@ class Head:
             if self._way is _Way.BUFFER and self._told is not _OFF:
                 # QEMU keeps the old dma-buf until it is told to let go (trap 13).
                 scanout = self._no_buffer() + scanout
+                self._changed_way = True
             self._damage_whole()
         if not self._damage:
             return None
@@ -271,6 +282,7 @@ class Head:
         for _ in range(whole):  # now: where memory vanished on the way, their tickets are not lost
             self._damage.popleft()
         self._way, self._told = _Way.PIXELS, size
+        self._doubtful = False
         return out
 
     def _add_tile(self, out: Outgoing, picture: Picture) -> None:
@@ -297,6 +309,7 @@ class Head:
             return None
         if self._way is not _Way.BUFFER or self._told != source.layout:
             self._way, self._told = _Way.BUFFER, source.layout
+            self._changed_way = self._doubtful = False
             self._damage_whole()
             return self._dmabuf_scanout(source, terms)
         if not self._damage:

@@ -103,13 +103,16 @@ class Screen:
     def take(self, out: Outgoing) -> None:
         """Read all of a message, or of several that go in one piece."""
         data, dmabuf = b"".join(out.parts), out.dmabuf
+        sure = self.sure  # also of the second message of one piece
         assert dmabuf is None or isinstance(dmabuf, FakeDmabuf)
         while data:
             request, flags, size = struct.unpack_from("<III", data)
             assert flags == 0
             assert len(data) >= 12 + size, "a message is cut"
             assert dmabuf is None or request in (BUFFER, BUFFER2), "a stray fd"
+            after, self.sure = self.sure, sure and self.sure
             self._message(request, data[12 : 12 + size], dmabuf)
+            self.sure = self.sure or after
             data, dmabuf = data[12 + size :], None
         assert out.answered == (request == BUFFER_UPDATE)
         if out.answered:
@@ -1278,6 +1281,43 @@ def test_a_ticket_is_taken_exactly_once_whatever_ends_it(way: str) -> None:
     assert (sent.times, waits.times) == (1, 1)
     assert sent.done
     assert waits.done
+
+
+@pytest.mark.parametrize("ends", ["on", "off", "reset"])
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_buffer_whose_end_may_be_lost_is_ended_on_the_next_socket(ends: str, lost: bool) -> None:
+    """QEMU shows a dma-buf until it is told otherwise (trap 13), and does not read the rest of an
+    old socket."""
+    shown = painted(32, 32, 1, True)
+    canvases = [new_canvas]
+    head, screen = Head(0, lambda width, height: canvases[0](width, height)), Screen()
+    head.show(ShowSurface(0, shown, whole(shown)))
+    drain(head, screen)
+    assert screen.buffer is not None
+    shown.exports = False
+    canvases[0] = lambda width, height: None
+    head.memory_changed()
+    head.damage(Rect(0, 0, 4, 4), Counted())
+    out = head.next_picture(screen.socket.terms)  # to pixels
+    assert out is not None
+    if lost:
+        out.take()
+    else:
+        screen.take(out)
+    head.release()
+    if ends == "off":
+        head.show(ShowSurface(0, None, OFF))
+    elif ends == "reset":
+        head.reset()
+        screen.device_reset()
+    screen.new_socket()
+    head.replay()
+    drain(head, screen)
+    assert screen.buffer is None
+    assert screen.shown() == (picture(shown, whole(shown)) if ends == "on" else None)
+    assert screen.requests()[0] == BUFFER, "no dma-buf"
+    if ends == "off":
+        assert screen.requests() == [BUFFER, SCANOUT], "nor pixels"
 
 
 # -- anything in any order
