@@ -33,9 +33,10 @@ def service() -> LabOptions:
 
     linux = vmlinux(kernel(), debian_root() / "root").parent
     mounts = {package(): PACKAGE, linux: KERNEL, guest_image().initrd.parent: GUEST}
-    # libvirt's AppArmor profiles need a host that was set up for them.
+    # kvm-amd: QEMU emulates SVM, so that a guest in the lab is emulated once, not twice: it boots
+    # in 10 s instead of minutes. libvirt's AppArmor profiles need a host that was set up for them.
     options: LabOptions = {"service": True, "memory": "3G", "mounts": mounts}
-    return {**options, "kernel_args": "apparmor=0"}
+    return {**options, "modules": ["kvm-amd"], "kernel_args": "apparmor=0"}
 
 
 def vfio() -> LabOptions:
