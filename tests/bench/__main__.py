@@ -107,9 +107,10 @@ def this_machine() -> str:
         if line.startswith("model name"):
             model = line.split(":", 1)[1].strip()
             break
+    release = platform.release().partition("-")[0]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 30
     return (
-        f"{os.cpu_count()} processors ({model}), {memory} GiB, Linux {platform.release()}, "
+        f"{os.cpu_count()} processors ({model}), {memory} GiB, Linux {release}, "
         f"Python {platform.python_version()}; the C back-end is that of QEMU in Debian {C_ROOT}, "
         "pixman, without 3D."
     )
