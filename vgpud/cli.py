@@ -57,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--render-node", metavar="PATH", help="DRM node of QEMU's display")
     parser.add_argument(
         "--udmabuf",
+        type=_path,
         default=DEFAULT_UDMABUF,
         metavar="PATH|fd=N",
         help="the udmabuf device, or one that the launcher opened",
@@ -94,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--qmp",
+        type=_path,
         metavar="PATH",
         help="a QEMU monitor of vgpud's own: where the memory of passed-through devices is, if "
         "QEMU does not send it",
@@ -119,13 +121,23 @@ def _bytes(text: str) -> int:
     return int(digits) << shift
 
 
+def _path(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("a path is needed")
+    return text
+
+
 def _outputs(text: str) -> tuple[tuple[int, int], ...]:
     """Sizes of 1 to 16 heads, each side 64 to 16384 pixels."""
     heads = []
     for part in text.split(","):
         sides = part.split("x")
-        if len(sides) != 2 or not all(s.isdecimal() and 64 <= int(s) <= 16384 for s in sides):
-            raise argparse.ArgumentTypeError(f"{part!r} is no size: use e.g. 1920x1080")
+        if len(sides) != 2 or not all(
+            s.isascii() and s.isdecimal() and 64 <= int(s) <= 16384 for s in sides
+        ):
+            raise argparse.ArgumentTypeError(
+                f"{part!r} is no size: use e.g. 1920x1080, each side 64 to 16384"
+            )
         heads.append((int(sides[0]), int(sides[1])))
     if len(heads) > 16:
         raise argparse.ArgumentTypeError(f"{len(heads)} heads; at most 16")

@@ -230,8 +230,12 @@ def _run(options: argparse.Namespace) -> None:
         text = ansi(width, height, pixels, shutil.get_terminal_size().columns)
         sys.stdout.buffer.write(text.encode())  # whatever the locale is
         return
+    picture = png(width, height, pixels)
+    if options.file == "-":
+        sys.stdout.buffer.write(picture)
+        return
     with open(options.file, "wb") as out:
-        out.write(png(width, height, pixels))
+        out.write(picture)
     print(f"{options.file}: {width}x{height}")
 
 
@@ -244,6 +248,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("screenshot: one of OUT.png and --ansi")
     try:
         _run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read it has seen enough; nor must the exit try again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (Failed, HostError, OSError) as error:
         print(f"vgpuctl: {error}", file=sys.stderr)
         return 1

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,6 +56,24 @@ def test_usage(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
+
+
+def test_a_picture_to_standard_output(
+    monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    monkeypatch.setattr(ctl, "screenshot", lambda path, head: (WIDTH, HEIGHT, BGRX))
+    assert main(["--control=/x", "screenshot", "-"]) == 0
+    assert capfdbinary.readouterr().out == png(WIDTH, HEIGHT, BGRX)
+
+
+def test_a_reader_who_has_seen_enough() -> None:
+    out, into = os.pipe()
+    os.close(out)
+    done = subprocess.run(
+        [sys.executable, "-m", "vgpud.ctl", "list"], stdout=into, stderr=subprocess.PIPE
+    )
+    os.close(into)
+    assert (done.returncode, done.stderr) == (1, b"")
 
 
 @pytest.mark.parametrize("arguments", [["--control=@", "status"], ["status", "--control=@"]])

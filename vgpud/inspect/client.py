@@ -70,7 +70,9 @@ def resolve(control: str | None, where: list[Path]) -> Daemon:
         return found[0]
     names = ", ".join(one.name for one in running(where)) or "none"
     places = " and ".join(map(str, where))
-    raise Failed(f"--control=NAME or --control=PATH is needed; in {places} there is: {names}")
+    wanted = "--control=NAME or --control=PATH is needed"
+    reason = wanted if control is None else f"no machine {control}"
+    raise Failed(f"{reason}; in {places} there is: {names}")
 
 
 def ask(
@@ -91,6 +93,8 @@ def ask(
             while data and not line.endswith(b"\n"):
                 data = sock.recv(1 << 16)
                 line += data
+    except PermissionError as error:
+        raise Failed(f"{path}: {error.strerror}: be vgpud's user, or root") from error
     except OSError as error:
         raise Failed(f"{path}: {error}; is vgpud running with --control={path}?") from error
     if not line:

@@ -25,6 +25,9 @@ PIPE_BYTES: Final = 1 << 20
 
 MAX_TRACES: Final = 4
 
+_NAMES: Final = {kind.name.removeprefix("CMD_") for kind in Ctrl if kind.name.startswith("CMD_")}
+"""Nobody waits for ever for a command that was misspelt."""
+
 
 class Filter(NamedTuple):
     """What is told; everything by default. `slower` is in milliseconds."""
@@ -38,8 +41,11 @@ class Filter(NamedTuple):
     def of(cls, request: Mapping[str, Any]) -> Filter:
         """As a client asks for it. Raises TypeError or ValueError for what it cannot mean."""
         resource = request.get("resource")
+        commands = frozenset(map(str, request.get("commands", ())))
+        if unknown := sorted(commands - _NAMES):
+            raise ValueError(f"no command {unknown[0]}; there are {', '.join(sorted(_NAMES))}")
         return cls(
-            frozenset(map(str, request.get("commands", ()))),
+            commands,
             None if resource is None else int(resource),
             bool(request.get("errors", False)),
             float(request.get("slower", 0)),

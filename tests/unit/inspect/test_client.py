@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from pathlib import Path
 
 import pytest
 
-from vgpud.inspect.client import Daemon, Failed, folders, resolve, running, usage
+from vgpud.inspect.client import Daemon, Failed, ask, folders, resolve, running, usage
 
 
 @pytest.fixture
@@ -28,11 +29,21 @@ def test_all_are_found_by_name(two: list[Path]) -> None:
 def test_the_one_that_is_meant(two: list[Path]) -> None:
     assert resolve("one", two) == Daemon("one", str(two[0] / "one/control"))
     assert resolve("/some/vm/control", two) == Daemon("vm", "/some/vm/control")
-    for control in (None, "three"):
-        with pytest.raises(Failed, match="one, two"):
+    for control, reason in ((None, "is needed"), ("three", "no machine three")):
+        with pytest.raises(Failed, match=f"{reason}; .*one, two"):
             resolve(control, two)
     (two[0] / "one/control").unlink()
     assert resolve(None, two).name == "two"
+
+
+def test_somebody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing(socket.socket):
+        def connect(self, address: object) -> None:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(socket, "socket", Refusing)
+    with pytest.raises(Failed, match="Permission denied: be vgpud's user, or root"):
+        ask("/some/vm/control", {"command": "status"})
 
 
 def test_a_user_has_a_folder_too() -> None:

@@ -75,7 +75,10 @@ def test_filters(request_: dict[str, Any], lines: list[dict[str, Any]]) -> None:
     assert told(Filter.of(request_), dict(GOOD), dict(BAD)) == lines
 
 
-@pytest.mark.parametrize("request_", [{"resource": "x"}, {"slower": []}, {"commands": 5}])
+@pytest.mark.parametrize(
+    "request_",
+    [{"resource": "x"}, {"slower": []}, {"commands": 5}, {"commands": ["RESOURCE_FLSH"]}],
+)
 def test_a_filter_that_means_nothing(request_: dict[str, Any]) -> None:
     with pytest.raises((TypeError, ValueError)):
         Filter.of(request_)
