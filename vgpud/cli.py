@@ -195,8 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from vgpud.daemon import Daemon
 
     # What exists now stays: the collector, which a guest's every few hundred commands would start,
-    # looks at none of it again.
-    gc.collect()
+    # looks at none of it, also not now for what little of it is garbage (10 ms).
     gc.freeze()
     gc.set_threshold(GARBAGE)
     gc.enable()
