@@ -203,7 +203,8 @@ def _run_for_all(options: argparse.Namespace) -> bool:
         case "top":
             _top(options)
         case "metrics":
-            sys.stdout.write(metrics.text(top.samples(_meant(options))))
+            meant = _meant(options)
+            sys.stdout.write(metrics.text(top.samples(meant), (one.name for one in meant)))
         case "doctor":
             _doctor(options)
         case "trace":

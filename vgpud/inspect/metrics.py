@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from vgpud.inspect.top import Sample
@@ -28,18 +28,27 @@ PROCESS: Final = {"fds": "open descriptors", "memory": "bytes in memory"}
 Series = tuple[str, float]
 """Labels and a value."""
 
+Metric = tuple[str, str, str, list[Series]]
+"""Name, type, help, series."""
 
-def text(found: Mapping[str, Sample]) -> str:
-    """Every metric with its help and type, then a line for each machine."""
+
+def text(found: Mapping[str, Sample], asked: Iterable[str] = ()) -> str:
+    """Every metric with its help and type, then a line for each machine; of those `asked` that gave
+    no sample only that they are not up."""
     lines = []
-    for name, kind, about, series in _metrics(found):
+    for name, kind, about, series in (_up(found, asked), *_metrics(found)):
         lines += [f"# HELP vgpud_{name} {about}", f"# TYPE vgpud_{name} {kind}"]
         lines += [f"vgpud_{name}{{{labels}}} {value}" for labels, value in series]
     return "\n".join(lines) + "\n"
 
 
-def _metrics(found: Mapping[str, Sample]) -> Iterator[tuple[str, str, str, list[Series]]]:
-    names = {name: f'vm="{_escaped(name)}"' for name in found}
+def _up(found: Mapping[str, Sample], asked: Iterable[str]) -> Metric:
+    series = [(_label(name), float(name in found)) for name in sorted({*found, *asked})]
+    return "up", "gauge", "whether the daemon answers on its control socket", series
+
+
+def _metrics(found: Mapping[str, Sample]) -> Iterator[Metric]:
+    names = {name: _label(name) for name in found}
     serving = {n: one.status["session"] for n, one in found.items()}
     sessions: dict[str, Any] = {n: one for n, one in serving.items() if one is not None}
     yield (
@@ -73,5 +82,6 @@ def _metrics(found: Mapping[str, Sample]) -> Iterator[tuple[str, str, str, list[
     yield "process_cpu_seconds_total", "counter", "CPU time of the daemon", series
 
 
-def _escaped(label: str) -> str:
-    return label.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+def _label(machine: str) -> str:
+    escaped = machine.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'vm="{escaped}"'

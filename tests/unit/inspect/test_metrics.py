@@ -18,7 +18,8 @@ def test_every_line_is_well_formed_and_named_once() -> None:
             "a": sample(1, Usage(5, 6, 7.5)),
             'b"\n': sample(1),
             "c": Sample(1, {"session": None}, None),
-        }
+        },
+        asked=["dead", "a"],
     )
     names = []
     for line in found.splitlines():
@@ -30,6 +31,12 @@ def test_every_line_is_well_formed_and_named_once() -> None:
     assert len(names) == len(set(names))
     assert 'vgpud_frames_total{vm="a"} 100' in found
     assert 'vgpud_serving{vm="c"} 0' in found
+    assert [line[9:] for line in found.splitlines() if line.startswith("vgpud_up{")] == [
+        'vm="a"} 1.0',
+        'vm="b\\"\\n"} 1.0',
+        'vm="c"} 1.0',
+        'vm="dead"} 0.0',
+    ]
     assert 'vgpud_guest_errors_total{vm="a",code="0x1203"} 2' in found
     assert 'vgpud_dmabufs_limit{vm="a"} 256' in found
     assert 'vgpud_process_cpu_seconds_total{vm="a"} 7.5' in found
