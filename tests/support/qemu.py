@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from tests.qemu.binaries import Qemu
 from tests.qemu.process import Child
 from tests.support.guest_image import GuestImage
+from tests.support.guest_shell import GuestShell
 from tests.support.png import Picture, parse_ppm
 from tests.support.qmp import Qmp, QmpError
 
@@ -36,14 +37,13 @@ class Machine:
         self.qemu = qemu
         self._children = children
         self._console = console
-        self._guest_buffer = b""
         self._cleanup = contextlib.ExitStack()
         self.qmp: Qmp
-        self._port: socket.socket
+        self._shell: GuestShell
 
     def connect(self, qmp: socket.socket, port: socket.socket) -> None:
         """Take over our ends of QEMU's QMP and second serial sockets; greet QEMU."""
-        self._port = port
+        self._shell = GuestShell(port)
         self.qmp = Qmp(qmp, PATIENCE)
         with self.explained():
             self.qmp.negotiate()
@@ -76,43 +76,20 @@ class Machine:
 
     def wait_ready(self, patience: float = PATIENCE) -> str:
         """Wait until the guest has booted (after start or reset); returns its kernel's version."""
-        deadline = time.monotonic() + patience
         with self.explained():
-            while not (line := self._line(deadline)).startswith("ready "):
-                pass  # the end of an answer that a reset cut off
-        return line.removeprefix("ready ")
+            return self._shell.wait_ready(patience)
 
     def run(self, command: str, patience: float = PATIENCE) -> str:
         """Run a shell command in the guest; returns its output, raises MachineError if it fails."""
-        deadline = time.monotonic() + patience
-        output = []
         with self.explained():
-            self._port.sendall(command.encode() + b"\n")
-            while not (line := self._line(deadline)).startswith("= "):
-                output.append(line.removeprefix("| "))
-        text = "\n".join(output)
-        if line != "= 0":
-            raise MachineError(f"guest: {command}: exit code {line[2:]}\n{text}\n{self.logs()}")
+            code, text = self._shell.run(command, patience)
+        if code:
+            raise MachineError(f"guest: {command}: exit code {code}\n{text}\n{self.logs()}")
         return text
 
     def draw(self, arguments: str = "") -> str:
         """Run drmdraw in the guest and leave its picture on the screen; returns what it says."""
         return self.run(f"killall -q drmdraw; drmdraw --stay {arguments}")
-
-    def _line(self, deadline: float) -> str:
-        while b"\n" not in self._guest_buffer:
-            self._port.settimeout(max(0.001, deadline - time.monotonic()))
-            try:
-                data = self._port.recv(65536)
-            except TimeoutError:
-                raise TimeoutError("the guest did not answer in time") from None
-            except OSError:
-                data = b""
-            if not data:
-                raise TimeoutError("QEMU ended while the guest was expected to answer")
-            self._guest_buffer += data
-        line, self._guest_buffer = self._guest_buffer.split(b"\n", 1)
-        return line.decode(errors="replace").rstrip("\r")
 
     # -- the display
 

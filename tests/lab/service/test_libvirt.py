@@ -17,6 +17,7 @@ import pytest
 from tests.guest.pattern import pattern
 from tests.lab.service.conftest import PATIENCE, run, wait_for
 from tests.support.guest_image import APPEND
+from tests.support.guest_shell import GuestShell
 from tests.support.png import parse_ppm
 
 IMAGES = Path("/var/lib/libvirt/images")
@@ -48,35 +49,6 @@ DOMAIN = f"""
 """
 
 
-class Guest:
-    """The shell behind the guest's second serial port (tests/guest/init)."""
-
-    def __init__(self) -> None:
-        self._sock = socket.socket(socket.AF_UNIX)
-        self._sock.settimeout(2 * PATIENCE)
-        self._sock.connect(PORT)
-        self._lines = self._sock.makefile("r", errors="replace")
-
-    def close(self) -> None:
-        self._lines.close()
-        self._sock.close()
-
-    def wait_ready(self) -> None:
-        while "ready " not in self._line():
-            pass
-
-    def run(self, command: str) -> None:
-        self._sock.sendall(command.encode() + b"\n")
-        while not (line := self._line()).startswith("= "):
-            pass
-        assert line.strip() == "= 0", f"{command}: {line}"
-
-    def _line(self) -> str:
-        line = self._lines.readline()
-        assert line, "the guest's port was closed"
-        return line
-
-
 def daemons() -> list[str]:
     """The process and command line of each vgpud that runs."""
     lines = run("pgrep", "-a", "-f", "bin/vgpud", check=False).splitlines()
@@ -105,20 +77,25 @@ def domain(installed: str) -> Iterator[None]:
     run("virsh", "undefine", "machine")
 
 
+def draws(guest: GuestShell, seed: int) -> None:
+    """The guest boots and draws, and QEMU shows it."""
+    guest.wait_ready(2 * PATIENCE)
+    code, said = guest.run(f"drmdraw --stay --seed {seed}", 2 * PATIENCE)
+    assert code == 0, said
+    wait_for(lambda: shows(seed))
+
+
 def test_life_of_a_domain(domain: None) -> None:
     assert daemons() == []
     run("virsh", "start", "machine")
     (line,) = daemons()
     assert re.search(r"/usr/bin/vgpud --fd=\d+$", line), line
-    guest = Guest()
-    guest.wait_ready()
-    guest.run("drmdraw --stay --seed 3")
-    wait_for(lambda: shows(3))
-    run("virsh", "reset", "machine")
-    guest.wait_ready()
+    with socket.socket(socket.AF_UNIX) as port:
+        port.connect(PORT)
+        guest = GuestShell(port)
+        draws(guest, 3)
+        run("virsh", "reset", "machine")
+        draws(guest, 4)
     assert daemons() == [line], "a reboot is no new daemon"
-    guest.run("drmdraw --stay --seed 4")
-    wait_for(lambda: shows(4))
     run("virsh", "destroy", "machine")
     wait_for(lambda: daemons() == [])
-    guest.close()
